@@ -1,0 +1,1 @@
+"""One module per op, named as the op, with `cases(*, tiny) -> list[Case]`."""

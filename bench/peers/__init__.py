@@ -1,0 +1,16 @@
+"""What the ops are measured against, written as people write it today. One module per op."""
+
+import shutil
+from collections.abc import Callable
+
+import torch
+
+from misplace.engine.errors import UserError
+
+
+def compiled(function: Callable, device: torch.device) -> Callable:
+    """`function` under torch.compile for fixed shapes, in the mode that serves one op best on `device`."""
+    if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise UserError("--against compile: torch.compile needs a C++ compiler on this CPU; install g++")
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+    return torch.compile(function, dynamic=False, mode=mode)

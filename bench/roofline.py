@@ -1,0 +1,56 @@
+"""The least time a case can take on this device, from rates measured here and now."""
+
+import functools
+import time
+
+import torch
+
+from .registry import Case
+
+COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # past every cache
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+REPEATS = 8
+
+
+def floor_ms(case: Case, device: torch.device) -> float:
+    """The larger of the time to move the bytes and the time to do the matrix work."""
+    seconds = case.bytes_moved / copy_rate(device, torch.get_num_threads())
+    if case.operations:
+        rate = matmul_rate(device, getattr(torch, case.dtype), torch.get_num_threads())
+        seconds = max(seconds, case.operations / rate)
+    return seconds * 1e3
+
+
+@functools.cache
+def copy_rate(device: torch.device, num_threads: int) -> float:
+    """Bytes per second, read and written, of the fastest of a few copies."""
+    source = torch.rand(COPY_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device)
+
+
+@functools.cache
+def matmul_rate(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
+    """Floating-point operations per second of the fastest of a few square matrix products."""
+    size = MATMUL_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out), device)
+
+
+def _best_seconds(call, device: torch.device) -> float:
+    call()
+    return min(_seconds(call, device) for _ in range(REPEATS))
+
+
+def _seconds(call, device: torch.device) -> float:
+    if device.type == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3

@@ -1,0 +1,1 @@
+"""The subcommands of `misplace`: each a module with main(argv) -> exit code."""

@@ -1,0 +1,32 @@
+"""From image files to batches of views: sources, sample order, augmentation, the Pillow pipeline."""
+
+from .augmentation import AugmentConfig, ViewParameters, draw_view_parameters
+from .batch import Batch, Failure
+from .evaluation import load_eval
+from .loader import PillowLoader, make_loader
+from .order import BatchOrder, SampleOrder
+from .pillow import PillowPipeline, render_view
+from .quarantine import Quarantine
+from .sources import Source, open_evaluation, open_source
+from .verify import Verification, verify
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "BatchOrder",
+    "Failure",
+    "PillowLoader",
+    "PillowPipeline",
+    "Quarantine",
+    "SampleOrder",
+    "Source",
+    "Verification",
+    "ViewParameters",
+    "draw_view_parameters",
+    "load_eval",
+    "make_loader",
+    "open_evaluation",
+    "open_source",
+    "render_view",
+    "verify",
+]

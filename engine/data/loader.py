@@ -1,0 +1,134 @@
+"""Batches step after step, rendered here or ahead of time by worker processes."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from misplace.engine.errors import UserError
+
+from .augmentation import AugmentConfig
+from .batch import Batch
+from .pillow import PillowPipeline
+from .sources import Source
+from .workers import check_shared_memory, describe_death, quiet_fork, settle_in
+
+
+def make_loader(
+    source: Source,
+    *,
+    batch_size: int,
+    num_views: int,
+    image_size: int,
+    augment: AugmentConfig,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> "PillowLoader":
+    """A PillowLoader of this source: the same batches, to the bit, for any number of workers."""
+    pipeline = PillowPipeline(
+        source, batch_size=batch_size, num_views=num_views, image_size=image_size, augment=augment, seed=seed
+    )
+    return PillowLoader(pipeline, start_step=start_step, workers=workers, prefetch=prefetch)
+
+
+class PillowLoader:
+    """An endless iterator of the batches of steps start_step, start_step + 1, ...; a context manager.
+
+    workers: processes that render ahead (0: none, each batch is rendered when asked for). prefetch: batches
+    ahead per worker; at most workers * prefetch batches exist beside the one in use. Workers leave stopping
+    to this process: they ignore SIGINT and SIGTERM, end in `close`, and within seconds where this process
+    is gone. Raises UserError from `next` for what a step cannot do and for a worker that died.
+    """
+
+    def __init__(self, pipeline: PillowPipeline, *, start_step: int = 0, workers: int = 0, prefetch: int = 2):
+        self.steps_per_epoch = pipeline.order.steps_per_epoch
+        self._processes: list = []
+        if workers == 0:
+            self._batches = map(_Steps(pipeline).__getitem__, itertools.count(start_step))
+        else:
+            check_shared_memory(workers * prefetch + 1, _bytes_of_a_batch(pipeline))
+            self._batches = self._start(pipeline, start_step, workers, prefetch)
+
+    def __iter__(self) -> "PillowLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            deaths = [describe_death(process) for process in self._processes if not process.is_alive()]
+            if not deaths:
+                raise
+            how = ", ".join(deaths)
+            raise UserError(f"a data worker died ({how}): lower --data.workers, or 0 for none") from error
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
+
+    def __enter__(self) -> "PillowLoader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers; can be called twice."""
+        self._batches = iter(())  # the DataLoader's iterator asks its workers to end when it is dropped
+        for process in self._processes:
+            process.join(timeout=1)
+            process.kill()
+            process.join()
+        self._processes = []
+
+    def _start(self, pipeline: PillowPipeline, start_step: int, workers: int, prefetch: int) -> Iterator:
+        with quiet_fork():
+            loader = DataLoader(
+                _Steps(pipeline),
+                batch_size=None,
+                sampler=_StepsFrom(start_step),
+                num_workers=workers,
+                prefetch_factor=prefetch,
+                collate_fn=_as_it_is,
+                worker_init_fn=settle_in,
+                multiprocessing_context="fork",
+                generator=torch.Generator(),  # else starting it would draw from the global generator
+            )
+            batches = iter(loader)
+        self._processes = list(batches._workers)
+        return batches
+
+
+class _Steps(Dataset):
+    """Step -> Batch.
+
+    A UserError is handed over as a value: raised in a worker, it would come with a traceback.
+    """
+
+    def __init__(self, pipeline: PillowPipeline):
+        self.pipeline = pipeline
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.pipeline[step]
+        except UserError as error:
+            return error
+
+
+class _StepsFrom:
+    def __init__(self, start: int):
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start)
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _bytes_of_a_batch(pipeline: PillowPipeline) -> int:
+    pixels = pipeline.image_size**2 * pipeline.source.channels
+    return pipeline.order.batch_size * pipeline.num_views * pixels

@@ -1,0 +1,83 @@
+"""Where images come from: one protocol, and the names by which a user calls each."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from misplace.engine.errors import UserError
+
+from .fashion_mnist import DEBIAN_FOLDER, FashionMNIST
+from .image_folder import ImageFolder, split_folders
+
+SPLITS = ("train", "test")
+
+
+class Source(Protocol):
+    """Numbered images, with labels where there are any. Cheap to hand to a forked worker."""
+
+    name: str
+    image_size: int  # side of a view, pixels, unless the user says otherwise
+    patch_size: int  # side of a patch, pixels, unless the user says otherwise
+    channels: int  # 1 gray, 3 RGB
+    mean: tuple[float, ...]  # per channel, of values in [0, 1]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]  # () where there are no labels
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        """An encoded file, or raw uint8 [H, W, C]. Raises OSError."""
+        ...
+
+    def path_of(self, index: int) -> str:
+        """The name under which a user finds the image."""
+        ...
+
+    def label(self, index: int) -> int:
+        """The class, -1 where there is none."""
+        ...
+
+
+def open_source(spec: str, *, split: str = "train") -> Source:
+    """The source called `spec`: an image folder, `fashion-mnist[:FOLDER]` or `poses[:FOLDER]`.
+
+    split: "train" or "test". An image folder with train/ and val/ or test/ inside has both; any other
+    folder is all "train", and asking for its "test" is an error: see open_evaluation. Raises UserError in
+    one line.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
+    kind, _, path = spec.partition(":")
+    folder = Path(path).expanduser() if path else None
+    if kind == "fashion-mnist":
+        return FashionMNIST(split, folder or DEBIAN_FOLDER)
+    if kind == "poses":
+        from .poses import PosesSource
+
+        return PosesSource(folder, split)
+    root = Path(spec).expanduser()
+    folders = split_folders(root)
+    if not folders:
+        if split == "test":
+            raise UserError(f"{root} has no test split: put its images under {root}/train and {root}/val")
+        return ImageFolder(root)
+    classes = ImageFolder.classes_in(folders["train"]) if split == "test" else ()
+    return ImageFolder(folders[split], classes=classes)
+
+
+def open_evaluation(spec: str) -> tuple[Source, Source | None]:
+    """The training and the test split; None where there is no test split.
+
+    Images to test on are then cut from the training split, and must not be in the other part.
+    """
+    sources = open_splits(spec)
+    return sources[0], sources[1] if len(sources) > 1 else None
+
+
+def open_splits(spec: str) -> tuple[Source, ...]:
+    """Every split that a source has, the training one first."""
+    is_folder = spec.partition(":")[0] not in ("fashion-mnist", "poses")
+    if is_folder and not split_folders(Path(spec).expanduser()):
+        return (open_source(spec),)
+    return tuple(open_source(spec, split=split) for split in SPLITS)

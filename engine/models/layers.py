@@ -1,0 +1,78 @@
+"""Layers with fp32 master parameters and, on demand, low-precision copies to compute with.
+
+Masters are what is trained, saved and averaged; the copies are refreshed by the optimiser in the same pass that
+updates the masters, so that no forward casts a weight.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from misplace import kernels
+
+from ..implementations import AUTO
+
+
+class Linear(nn.Module):
+    """y = x W^T + b. weight: [out, in] fp32; bias: [out] fp32 or None."""
+
+    impls = AUTO
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.register_buffer("weight_copy", None, persistent=False)
+        self.register_buffer("bias_copy", None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype if self.weight_copy is None else self.weight_copy.dtype)
+        return kernels.linear(
+            x,
+            self.weight,
+            self.bias,
+            weight_copy=self.weight_copy,
+            bias_copy=self.bias_copy,
+            impl=self.impls["linear"],
+        )
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last dimension; statistics in fp32 whatever the input."""
+
+    impls = AUTO
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, eps=self.eps, impl=self.impls["layer_norm"])
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm over a batch of vectors [B, D], in fp32 whatever the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
+def use_low_precision(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give every Linear below `module` copies in `dtype` (fp32: no copies)."""
+    for layer in module.modules():
+        if isinstance(layer, Linear) and dtype != torch.float32:
+            layer.weight_copy = layer.weight.detach().to(dtype)
+            layer.bias_copy = None if layer.bias is None else layer.bias.detach().to(dtype)
+
+
+def copied_parameters(module: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Every (master, copy) pair below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, Linear):
+            for name in ("weight", "bias"):
+                copy = getattr(layer, f"{name}_copy")
+                if copy is not None:
+                    yield getattr(layer, name), copy

@@ -1,0 +1,150 @@
+"""A Vision Transformer that embeds exactly the tokens of a plan."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from misplace import kernels
+from misplace.kernels import TokenPlan
+
+from ..implementations import AUTO
+from .layers import LayerNorm, Linear
+from .position import sincos_2d
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over [B, N, D]."""
+
+    impls = AUTO
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = kernels.attention(self.qkv(x), num_heads=self.num_heads, impl=self.impls["attention"])
+        return self.proj(mixed)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear with four times the width between."""
+
+    impls = AUTO
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(kernels.gelu(self.fc1(x), impl=self.impls["gelu"]))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchProjection(nn.Module):
+    """The parameters of the patch embedding, named as timm names them."""
+
+    def __init__(self, channels: int, width: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, patch_size)
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a fixed 2-D sin-cos table, initialised as MoCo v3 does. [S]
+
+    image_size, patch_size: sides in pixels, the first a multiple of the second; mean, std: per channel, for pixels
+    scaled to [0, 1]; freeze_patch_projection: keep the patch projection at its random init (MoCo v3).
+    """
+
+    impls = AUTO
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        channels: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        freeze_patch_projection: bool = True,
+    ):
+        super().__init__()
+        side = image_size // patch_size
+        self.patch_size, self.num_patches, self.width = patch_size, side * side, width
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.compute_dtype = torch.float32
+        self.patch_embed = PatchProjection(channels, width, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(sincos_2d(width, side, side)[None], requires_grad=False)
+        self.register_buffer("no_position", torch.zeros(width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+        self.norm = LayerNorm(width)
+        self.initialise()
+        self.patch_embed.requires_grad_(not freeze_patch_projection)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Xavier-uniform, qkv as three matrices, zero biases; the draws come from torch's global generator. [S]"""
+        for name, layer in self.named_modules():
+            if isinstance(layer, Linear):
+                rows = layer.weight.shape[0] // 3 if name.endswith("qkv") else layer.weight.shape[0]
+                bound = math.sqrt(6 / (rows + layer.weight.shape[1]))
+                nn.init.uniform_(layer.weight, -bound, bound)
+                nn.init.zeros_(layer.bias)
+        weight = self.patch_embed.proj.weight
+        bound = math.sqrt(6 / (weight[0].numel() + weight.shape[0]))
+        nn.init.uniform_(weight, -bound, bound)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.normal_(self.cls_token, std=1e-6)
+
+    def forward(
+        self,
+        images: Tensor,  # uint8 [B, H, W, C]
+        plan: TokenPlan,
+    ) -> Tensor:
+        """The trunk's tokens before the final norm: [B, 1 + K, D] in the compute dtype, class token first."""
+        projection = self.patch_embed.proj
+        x = kernels.patch_embed(
+            images,
+            projection.weight.to(self.compute_dtype),
+            projection.bias,
+            self.pos_embed[0],
+            self.cls_token[0, 0],
+            self.no_position,
+            plan.src,
+            plan.pos,
+            patch_size=self.patch_size,
+            mean=self.mean,
+            std=self.std,
+            impl=self.impls["patch_embed"],
+        )
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Frozen features of whole images, fp32: class token [B, D] and patch tokens [B, L, D], normalised."""
+        plan = kernels.dense_plan(len(images), self.num_patches, images.device)
+        tokens = self.norm(self(images, plan)).float()
+        return tokens[:, 0], tokens[:, 1:]

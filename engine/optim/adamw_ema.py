@@ -1,0 +1,110 @@
+"""AdamW over every trained parameter, with the EMA teacher and the low-precision copies in the same pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from misplace import kernels
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW. The defaults are MoCo v3's for ViT-S/16. [S]"""
+
+    base_lr: float = 1.5e-4
+    """Peak learning rate per 256 images of batch."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on every parameter."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    warmup: float = 40 / 300
+    """Share of the run with a rising learning rate."""
+    clip_norm: float | None = None
+    """Largest global gradient norm; none: not clipped."""
+
+
+class AdamWEMA:
+    """The state of torch.optim.AdamW, one step count, and who is averaged or copied from each parameter.
+
+    named: (name, parameter) of everything with a gradient; teachers: parameter -> its EMA; copies: master -> its
+    low-precision copy, for students and teachers alike.
+    """
+
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        config: OptimConfig,
+        teachers: dict[nn.Parameter, nn.Parameter],
+        copies: dict[nn.Parameter, Tensor],
+        impl: str = "auto",
+    ):
+        self.config, self.impl = config, impl
+        trained = [(name, p) for name, p in named if p.requires_grad]
+        self.names = [name for name, _ in trained]
+        self.parameters = [p for _, p in trained]
+        self.exp_avg = [torch.zeros_like(p) for p in self.parameters]
+        self.exp_avg_sq = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = 0
+        self.teachers = [teachers.get(p) for p in self.parameters]
+        self.student_copies = [copies.get(p) for p in self.parameters]
+        self.teacher_copies = [None if t is None else copies.get(t) for t in self.teachers]
+        self.copies = copies
+
+    @torch.no_grad()
+    def grad_norm(self) -> Tensor:
+        """Global L2 norm of all gradients, fp32 scalar; NaN or infinite when any gradient is."""
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+
+    @torch.no_grad()
+    def step(self, *, lr: float, grad_norm: float, momentum: float) -> None:
+        """One update of parameters, teacher and copies; gradients are freed. grad_norm clips by config.clip_norm."""
+        clip = self.config.clip_norm
+        grad_scale = 1.0 if clip is None else min(1.0, clip / (grad_norm + 1e-6))
+        self.steps += 1
+        live = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+
+        def pick(tensors):
+            return [tensors[i] for i in live]
+
+        kernels.adamw_ema(
+            pick(self.parameters),
+            [p.grad for p in pick(self.parameters)],
+            pick(self.exp_avg),
+            pick(self.exp_avg_sq),
+            step=self.steps,
+            lr=lr,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=[self.config.weight_decay] * len(live),
+            grad_scale=grad_scale,
+            teacher=pick(self.teachers),
+            momentum=momentum,
+            student_copies=pick(self.student_copies),
+            teacher_copies=pick(self.teacher_copies),
+            impl=self.impl,
+        )
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold, by name."""
+        state = {"steps": torch.tensor(self.steps)}
+        for name, first, second in zip(self.names, self.exp_avg, self.exp_avg_sq):
+            state[f"exp_avg.{name}"] = first
+            state[f"exp_avg_sq.{name}"] = second
+        return state
+
+    @torch.no_grad()
+    def load_state_tensors(self, state: dict[str, Tensor]) -> None:
+        """The inverse of state_tensors; also refreshes every low-precision copy from its master."""
+        self.steps = int(state["steps"])
+        for name, first, second in zip(self.names, self.exp_avg, self.exp_avg_sq):
+            first.copy_(state[f"exp_avg.{name}"])
+            second.copy_(state[f"exp_avg_sq.{name}"])
+        for master, low in self.copies.items():
+            low.copy_(master)

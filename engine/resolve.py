@@ -1,0 +1,109 @@
+"""Fills in what a configuration leaves to the data and the machine, and refuses what cannot work, before any work."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from .clock import Horizon, parse_duration
+from .config import Config
+from .data import Source
+from .errors import UserError
+from .models import MODEL_SIZES
+from .pretexts import DilemmaConfig
+
+
+def resolve(config: Config, source: Source) -> Config:
+    """`config` with image and patch size, workers, device and run folder decided; UserError where they clash."""
+    model = dataclasses.replace(
+        config.model,
+        image_size=config.model.image_size or source.image_size,
+        patch_size=config.model.patch_size or source.patch_size,
+    )
+    _check_grid(model.image_size, model.patch_size)
+    _check_heads(model.name, model.num_heads)
+    workers = config.data.workers
+    if workers is None:
+        workers = max(1, min(16, (os.cpu_count() or 2) - 1))
+    run = dataclasses.replace(
+        config.run,
+        device=str(choose_device(config.run.device)),
+        out=config.run.out or next_run_folder(Path("runs"), config.recipe),
+    )
+    resolved = dataclasses.replace(
+        config, model=model, data=dataclasses.replace(config.data, workers=workers), run=run
+    )
+    _check_kept(resolved)
+    if len(source) < config.data.batch_size:
+        raise UserError(
+            f"{config.data.source}: {len(source)} images do not fill a batch of {config.data.batch_size}; "
+            "lower --data.batch-size"
+        )
+    horizon(resolved, source)
+    return resolved
+
+
+def horizon(config: Config, source: Source) -> Horizon:
+    """How long the run is, from exactly one of steps, epochs and budget."""
+    run = config.run
+    if run.steps is not None:
+        return Horizon(steps=run.steps)
+    if run.epochs is not None:
+        if not 0 < run.epochs < math.inf:
+            raise UserError(f"--epochs {run.epochs}: must be above zero")
+        return Horizon(steps=max(1, round(run.epochs * (len(source) // config.data.batch_size))))
+    return Horizon(seconds=parse_duration(run.budget or "10m"))
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """cuda where there is one, else cpu; a device asked for and missing is a UserError."""
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise UserError(f"--device {asked}: not a device; cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {asked}: torch {torch.__version__} sees no CUDA device; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {asked}: only cpu and cuda are supported")
+    return device
+
+
+def next_run_folder(parent: Path, recipe: str) -> Path:
+    """The first of parent/RECIPE-1, -2, ... that does not exist."""
+    number = 1
+    while (parent / f"{recipe}-{number}").exists():
+        number += 1
+    return parent / f"{recipe}-{number}"
+
+
+def _check_grid(image_size: int, patch_size: int) -> None:
+    if patch_size < 1 or image_size < patch_size:
+        raise UserError(
+            f"image of {image_size} pixels is smaller than a patch of {patch_size}; "
+            "lower --model.patch-size or raise --model.image-size"
+        )
+    if image_size % patch_size:
+        near = image_size // patch_size * patch_size
+        raise UserError(
+            f"--model.image-size {image_size} is not a multiple of --model.patch-size {patch_size}; try {near}"
+        )
+
+
+def _check_heads(name: str, num_heads: int | None) -> None:
+    width = MODEL_SIZES[name].width
+    if num_heads is not None and (num_heads < 1 or width % num_heads):
+        raise UserError(f"--model.num-heads {num_heads}: must divide the width {width} of {name}")
+
+
+def _check_kept(config: Config) -> None:
+    """A drop rate that keeps no patch is refused here, not in the first step."""
+    if isinstance(config.pretext, DilemmaConfig):
+        patches = (config.model.image_size // config.model.patch_size) ** 2
+        if math.floor(patches * (1 - config.pretext.drop_rate) + 1e-6) < 1:
+            raise UserError(
+                f"--pretext.drop-rate {config.pretext.drop_rate} keeps none of {patches} patches; lower it"
+            )

@@ -1,0 +1,31 @@
+"""Operations on tensors. Importing this imports neither triton nor xformers nor anything of training."""
+
+from .adamw_ema import adamw_ema
+from .attention import attention
+from .gelu import gelu
+from .impl import Impl, ImplUnavailableError
+from .info_nce import info_nce
+from .layer_norm import layer_norm
+from .linear import linear
+from .ops import OPS, resolve_impl
+from .patch_embed import patch_embed
+from .token_bce import token_bce
+from .token_plan import TokenPlan, dense_plan, token_plan
+
+__all__ = [
+    "OPS",
+    "Impl",
+    "ImplUnavailableError",
+    "TokenPlan",
+    "adamw_ema",
+    "attention",
+    "dense_plan",
+    "gelu",
+    "info_nce",
+    "layer_norm",
+    "linear",
+    "patch_embed",
+    "resolve_impl",
+    "token_bce",
+    "token_plan",
+]

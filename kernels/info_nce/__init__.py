@@ -1,0 +1,5 @@
+"""info_nce: see api.py; reference.py is the specification."""
+
+from .api import SUPPORTED, info_nce
+
+__all__ = ["SUPPORTED", "info_nce"]

@@ -1,0 +1,45 @@
+"""The floor is the slower of moving the bytes and doing the matrix work."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from misplace.bench import roofline
+from misplace.bench.registry import cases_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def case():
+    return dataclasses.replace(
+        cases_of("token_plan", tiny=True)[0], dtype="float32", bytes_moved=10**9, operations=0
+    )
+
+
+def test_floor_without_matrix_work_is_the_traffic(case, monkeypatch):
+    monkeypatch.setattr(roofline, "copy_rate", lambda *_: 2e9)
+    assert roofline.floor_ms(case, CPU) == pytest.approx(500)
+
+
+@pytest.mark.parametrize(("operations", "ms"), [(10**12, 1000), (10**11, 500)])
+def test_floor_is_the_slower_of_the_two(case, monkeypatch, operations, ms):
+    monkeypatch.setattr(roofline, "copy_rate", lambda *_: 2e9)
+    monkeypatch.setattr(roofline, "matmul_rate", lambda *_: 1e12)
+    assert roofline.floor_ms(dataclasses.replace(case, operations=operations), CPU) == pytest.approx(ms)
+
+
+def test_rates_count_what_was_done(monkeypatch):
+    """With a fixed second per call, the rates are the bytes and the operations themselves."""
+    monkeypatch.setattr(roofline, "_best_seconds", lambda *_: 1.0)
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 4096)
+    monkeypatch.setitem(roofline.MATMUL_SIZE, "cpu", 16)
+    assert roofline.copy_rate.__wrapped__(CPU, 1) == 2 * 4096
+    assert roofline.matmul_rate.__wrapped__(CPU, torch.float32, 1) == 2 * 16**3
+
+
+def test_best_of_several_is_taken(monkeypatch):
+    readings = iter([5.0, 2.0, 3.0, *[4.0] * roofline.REPEATS])
+    monkeypatch.setattr(roofline, "_seconds", lambda *_: next(readings))
+    assert roofline._best_seconds(lambda: None, CPU) == 2.0

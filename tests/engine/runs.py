@@ -1,0 +1,43 @@
+"""Small runs for the tests: a folder of 24-pixel images and configurations that take milliseconds a step."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from misplace.engine.config import Config
+from misplace.engine.frameworks import MocoV3Config
+from misplace.engine.recipes import recipe
+
+NUM_IMAGES, BATCH = 48, 8
+
+
+def striped_images(root: Path) -> Path:
+    """48 PNGs of 24 x 24 pixels in two classes, vertical and horizontal stripes of random phase and colour."""
+    rng = np.random.default_rng(0)
+    ramp = np.arange(24)
+    for i in range(NUM_IMAGES):
+        wave = np.sin(ramp / rng.uniform(1.5, 3.0) + rng.uniform(0, 6))
+        plane = np.broadcast_to(wave[:, None] if i % 2 else wave[None], (24, 24))
+        image = 127 + 90 * plane[..., None] * rng.uniform(0.4, 1, 3) + rng.normal(0, 9, (24, 24, 3))
+        folder = root / ("rows" if i % 2 else "columns")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{i:03}.png")
+    return root
+
+
+def tiny_config(name: str, source: str | Path, out: Path, *, pretext: dict | None = None, **run) -> Config:
+    """The nano recipe at 24 pixels, patches of 6, batches of 8; `run` overrides RunConfig."""
+    base = recipe(name)("nano")
+    run = {"steps": 4, "budget": None, "knn_every": 0.0, "report": False, "precision": "fp32", **run}
+    config = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, image_size=24, patch_size=6),
+        data=dataclasses.replace(base.data, source=str(source), batch_size=BATCH, workers=0),
+        framework=MocoV3Config(hidden_width=64, output_width=32),
+        run=dataclasses.replace(base.run, out=out, device="cpu", **run),
+    )
+    if pretext:
+        config = dataclasses.replace(config, pretext=dataclasses.replace(config.pretext, **pretext))
+    return config

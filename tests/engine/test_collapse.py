@@ -1,0 +1,61 @@
+"""Collapse is named when it is there, and only then."""
+
+import math
+
+import pytest
+
+from misplace.engine.collapse import ChanceDetector, CollapseDetector, chance_bce
+
+MOCO = 4 * 0.2 * math.log(256)  # 4.4361
+
+
+def feed(detector, values, start=0):
+    told = [detector.update(start + i, value) for i, value in enumerate(values)]
+    return [(start + i, sentence) for i, sentence in enumerate(told) if sentence]
+
+
+def test_a_loss_at_its_signature_is_named_once_with_the_number():
+    told = feed(CollapseDetector("contrast", MOCO, window=20, grace=100), [MOCO * 1.001] * 300)
+    assert [step for step, _ in told] == [100]
+    sentence = told[0][1]
+    assert "contrast" in sentence and "4.4361" in sentence and "4.4406" in sentence and "try" in sentence
+    assert "\n" not in sentence
+
+
+def test_a_falling_loss_and_the_grace_period_are_not_named():
+    fresh = [MOCO] * 100
+    falling = [MOCO * (0.99 - 0.001 * i) for i in range(300)]
+    assert feed(CollapseDetector("contrast", MOCO, window=20, grace=150), fresh + falling) == []
+    assert feed(CollapseDetector("contrast", MOCO, window=20, grace=100), [MOCO] * 100) == []
+
+
+def test_single_values_at_the_signature_are_not_named():
+    values = [MOCO if i % 3 == 0 else MOCO * 0.8 for i in range(300)]
+    assert feed(CollapseDetector("contrast", MOCO, window=20, grace=0), values) == []
+
+
+def test_a_second_collapse_is_named_again():
+    values = [MOCO] * 50 + [MOCO / 2] * 50 + [MOCO] * 50
+    told = feed(CollapseDetector("contrast", MOCO, window=20, grace=0), values)
+    assert len(told) == 2 and told[0][0] == 19 and 100 < told[1][0] < 120
+
+
+@pytest.mark.parametrize(
+    ("wrong_rate", "chance"), [(0.2, 0.5004), (0.5, math.log(2)), (0.0, 0.0), (1.0, 0.0)]
+)
+def test_chance(wrong_rate, chance):
+    assert chance_bce(wrong_rate) == pytest.approx(chance, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("bce", "named"), [(0.5004, True), (0.53, True), (0.4985, True), (0.49, False), (0.2, False)]
+)
+def test_a_bce_at_chance_is_named(bce, named):
+    told = feed(ChanceDetector(0.2, window=20, grace=100), [bce] * 200)
+    assert len(told) == named
+    if named:
+        assert f"{bce:.4f}" in told[0][1] and "0.5004" in told[0][1] and "wrong rate 0.2" in told[0][1]
+
+
+def test_without_wrong_tokens_nothing_is_named():
+    assert feed(ChanceDetector(0.0, window=5, grace=0), [0.0] * 20) == []

@@ -1,0 +1,83 @@
+"""The configuration: from a command line, to JSON and back, and what it refuses."""
+
+import json
+
+import pytest
+
+from misplace.engine.commands.pretrain import configure
+from misplace.engine.config import Config, first_difference, from_plain, to_plain
+from misplace.engine.errors import UserError
+from misplace.engine.pretexts import DilemmaConfig, NoPretextConfig
+from misplace.engine.recipes import RECIPES
+
+
+def test_recipes_are_the_published_settings():
+    config = configure(["moco_v3", "--model", "base"])
+    assert (config.optim.base_lr, config.optim.weight_decay, config.framework.temperature) == (
+        1.5e-4,
+        0.1,
+        0.2,
+    )
+    assert (config.framework.hidden_width, config.framework.output_width) == (4096, 256)
+    assert config.run.epochs == 300 and isinstance(config.pretext, NoPretextConfig)
+    assert configure(["moco_v3", "--model", "small"]).model.num_heads == 12
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_and_its_dilemma_form_differ_in_the_pretext_alone(name):
+    plain, with_dilemma = to_plain(configure(["moco_v3"])), to_plain(configure(["moco_v3_dilemma"]))
+    assert with_dilemma["pretext"] == {"kind": "dilemma", "drop_rate": 0.75, "wrong_rate": 0.2, "weight": 1.0}
+    for changed in ("pretext", "recipe"):
+        plain.pop(changed), with_dilemma.pop(changed)
+    assert plain == with_dilemma
+    assert configure([name]).recipe == name
+
+
+def test_overrides_are_strict_and_nested():
+    config = configure(
+        ["moco_v3_dilemma", "--model=nano", "--pretext.drop-rate", "0.5", "--budget", "5m", "--data", "x"]
+    )
+    assert config.pretext == DilemmaConfig(drop_rate=0.5)
+    assert config.run.budget == "5m" and config.data.source == "x" and config.model.name == "nano"
+    assert configure(["moco_v3", "--steps", "7"]).run.epochs is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "name a recipe"),
+        ("moco", "unknown recipe 'moco'; one of: moco_v3, moco_v3_dilemma"),
+        ("moco_v3 --optim.lr 1", r"--optim.lr.*did you mean --optim.base-lr"),
+        ("moco_v3 --optim.base-lr fast", "--optim.base-lr.*fast"),
+        ("moco_v3 stray", "stray"),
+        ("moco_v3 --model giant", "giant"),
+        ("moco_v3 --pretext.drop-rate .5", "--pretext.drop-rate"),
+        ("moco_v3_dilemma --pretext.drop-rate 1.0", "drop-rate 1.0"),
+        ("moco_v3_dilemma --pretext.wrong-rate 1.5", "wrong-rate 1.5"),
+        ("moco_v3 --steps 5 --budget 5m", "--steps and --budget"),
+        ("moco_v3 --steps 0", "--steps 0"),
+        ("moco_v3 --seed -1", "--seed -1"),
+        ("moco_v3 --data.batch-size 1", "--data.batch-size 1"),
+        ("moco_v3 --run.knn-every 2", "--run.knn-every"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        configure(arguments.split())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_survives_json(name):
+    config = configure([name, "--model", "nano", "--out", "runs/x"])
+    plain = json.loads(json.dumps(to_plain(config)))
+    assert from_plain(Config, plain) == config
+
+
+def test_unknown_keys_and_differences_are_named():
+    plain = to_plain(configure(["moco_v3"]))
+    with pytest.raises(UserError, match="unknown key 'colour'"):
+        from_plain(Config, {**plain, "colour": 1})
+    other = {**plain, "optim": {**plain["optim"], "base_lr": 1.0}}
+    assert first_difference(plain, plain) is None
+    assert first_difference(plain, other) == "optim.base_lr (0.00015 and 1.0)"
