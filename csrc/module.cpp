@@ -1,5 +1,6 @@
 // The Python module misplace.kernels._C: build_info() only. Ops register through TORCH_LIBRARY_IMPL.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include <map>

@@ -1,5 +1,6 @@
 """A pretraining run: from a configuration to a trained, evaluated, reported encoder in a run folder."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .collapse import ChanceDetector, CollapseDetector
 from .config import Config, first_difference, to_plain
 from .data import Batch, PillowLoader, Quarantine, Source, make_loader, open_source
 from .errors import UserError
+from .evaluation import KnnTask, patch_mean
 from .implementations import resolve_implementations
 from .meter import Meter
 from .method import build_method, build_optimizer, encoder_arguments
@@ -204,7 +206,12 @@ class Trainer:
         if not due:
             return None
         with self.clock.paused(), self.meter.excluded():
-            return finish.online_knn(self)
+            return self.online_task.top1(patch_mean(self.method.encoder))
+
+    @functools.cached_property
+    def online_task(self) -> KnnTask:
+        """A small fixed part of the data, for k-NN on the way."""
+        return KnnTask(self.config.data.source, self.config.model.image_size, num_train=2000, num_test=1000)
 
     def _detectors(self) -> list:
         """Functions of a step's result that say, once, what has gone wrong with the learning."""

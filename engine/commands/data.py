@@ -23,7 +23,7 @@ class Render:
     """Test images; none: the default's number."""
     size: int | None = None
     """Side of an image, pixels; none: the default's."""
-    seed: int = 0
+    seed: int | None = None
     """Same seed, same bytes."""
     workers: int | None = None
     """Processes; none: one per core."""
@@ -41,15 +41,16 @@ class Verify:
 
 def render(argv: list[str]) -> int:
     """Render with a progress bar."""
-    from ..data.poses import render_default
+    from ..data.poses import default_root, render_dataset
 
     options = parse(Render, argv, prog="misplace data render")
-    given = {k: v for k, v in vars(options).items() if k not in ("dir", "workers") and v is not None}
+    given = {k: v for k, v in vars(options).items() if k != "dir" and v is not None}
+    if options.dir is None and given.keys() - {"workers"}:
+        raise UserError("misplace data render: another number, size or seed needs a folder of its own; give DIR")
     with Progress() as bar:
         task = bar.add_task("rendering poses", total=None)
-        root = render_default(
-            options.dir,
-            workers=options.workers or os.cpu_count() or 1,
+        root = render_dataset(
+            options.dir or default_root(),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             **given,
         )

@@ -8,8 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from ..encoder_file import read_encoder
-from ..evaluation import KS, NUM_TEST, NUM_TRAIN
-from ..finish import KnnTask, patch_mean
+from ..evaluation import KS, NUM_TEST, NUM_TRAIN, KnnTask, patch_mean
 from ..resolve import choose_device
 from .parsing import parse
 

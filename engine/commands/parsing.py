@@ -30,5 +30,5 @@ def one_line(framed: str) -> str:
     rows = [row.strip("│ ").strip() for row in framed.splitlines() if row.startswith("│")]
     rule = next((i for i, row in enumerate(rows) if row.startswith("─")), len(rows))
     message = " ".join(rows[:rule])
-    hint = re.search(r"Perhaps you meant:\W*(--\S+)", " ".join(rows[rule:]).replace("─", ""))
+    hint = re.search(r"Perhaps you meant:\W*(--[\w.-]+)", " ".join(rows[rule:]).replace("─", ""))
     return f"{message} (did you mean {hint[1]}?)" if hint else message

@@ -8,15 +8,18 @@ from .features import (
     pixels,
 )
 from .knn import KS, TEMPERATURE, knn, usable_ks
+from .task import KnnTask, patch_mean
 
 __all__ = [
     "KS",
     "NUM_TEST",
     "NUM_TRAIN",
     "TEMPERATURE",
+    "KnnTask",
     "choose_images",
     "extract",
     "knn",
+    "patch_mean",
     "pixels",
     "usable_ks",
 ]

@@ -52,9 +52,7 @@ class MocoV3(Framework):
     @torch.no_grad()
     def _keys(self, views: tuple[Tensor, ...]) -> list[Tensor]:
         """The teacher sees every token at its right place; one trunk pass for all views, BatchNorm per view."""
-        encoder, images = self.teacher["encoder"], torch.cat(views)
-        tokens = encoder(images, kernels.dense_plan(len(images), encoder.num_patches, images.device))
-        class_tokens = encoder.norm(tokens[:, 0]).chunk(len(views))
+        class_tokens = self.teacher["encoder"].class_token(torch.cat(views)).chunk(len(views))
         return [self.teacher["projector"](token) for token in class_tokens]
 
     def _contrast(self, query: Tensor, key: Tensor) -> Tensor:

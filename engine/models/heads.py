@@ -1,5 +1,6 @@
 """Projection and prediction heads."""
 
+import itertools
 import math
 
 import torch
@@ -22,7 +23,7 @@ def batch_norm_mlp(widths: tuple[int, ...]) -> nn.Sequential:
     widths: in, hidden..., out. Maps [B, in] to [B, out].
     """
     layers: list[nn.Module] = []
-    for depth, (inside, outside) in enumerate(zip(widths, widths[1:])):
+    for depth, (inside, outside) in enumerate(itertools.pairwise(widths)):
         last = depth == len(widths) - 2
         layers += [_initialise(Linear(inside, outside, bias=False)), BatchNorm(outside, affine=not last)]
         if not last:

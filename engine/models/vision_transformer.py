@@ -12,6 +12,8 @@ from ..implementations import AUTO
 from .layers import LayerNorm, Linear
 from .position import sincos_2d
 
+CACHE_BYTES = 4 * 2**20
+
 
 class Attention(nn.Module):
     """Multi-head self-attention over [B, N, D]."""
@@ -27,6 +29,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mixed = kernels.attention(self.qkv(x), num_heads=self.num_heads, impl=self.impls["attention"])
         return self.proj(mixed)
+
+    def of_class_token(self, x: Tensor) -> Tensor:
+        """forward(x)[:, :1], the other queries left out."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        mixed = kernels.attention(q[:, :1], k, v, impl=self.impls["attention"])
+        return self.proj(mixed.flatten(2))
 
 
 class Mlp(nn.Module):
@@ -55,6 +63,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def of_class_token(self, x: Tensor) -> Tensor:
+        """forward(x)[:, :1] for a quarter of the work: what the other tokens become is not asked for."""
+        x = x[:, :1] + self.attn.of_class_token(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
@@ -123,8 +136,15 @@ class VisionTransformer(nn.Module):
         plan: TokenPlan,
     ) -> Tensor:
         """The trunk's tokens before the final norm: [B, 1 + K, D] in the compute dtype, class token first."""
+        x = self.tokens(images, plan)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def tokens(self, images: Tensor, plan: TokenPlan) -> Tensor:
+        """What enters the first block: [B, 1 + K, D]."""
         projection = self.patch_embed.proj
-        x = kernels.patch_embed(
+        return kernels.patch_embed(
             images,
             projection.weight.to(self.compute_dtype),
             projection.bias,
@@ -138,9 +158,24 @@ class VisionTransformer(nn.Module):
             std=self.std,
             impl=self.impls["patch_embed"],
         )
-        for block in self.blocks:
-            x = block(x)
-        return x
+
+    @torch.no_grad()
+    def class_token(self, images: Tensor) -> Tensor:
+        """The normalised class token of whole images, [B, D] in the compute dtype: what a teacher is asked for."""
+        parts = []
+        for part in images.split(self.images_at_once):
+            x = self.tokens(part, kernels.dense_plan(len(part), self.num_patches, part.device))
+            for block in self.blocks[:-1]:
+                x = block(x)
+            parts.append(self.blocks[-1].of_class_token(x)[:, 0])
+        return self.norm(torch.cat(parts))
+
+    @property
+    def images_at_once(self) -> int:
+        """Images whose widest activation stays in a CPU's cache; on a GPU all of them."""
+        if self.cls_token.device.type != "cpu":
+            return 2**31
+        return max(1, CACHE_BYTES // ((1 + self.num_patches) * 4 * self.width * self.compute_dtype.itemsize))
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def contrast(q, k, tau):
 
 
 def test_the_loss_is_the_published_formula(framework):
-    moco, encoder = framework
+    moco, _ = framework
     tokens = tuple(torch.randn(6, 16) for _ in range(2))
     views = tuple(torch.randint(0, 256, (6, 8, 8, 3), dtype=torch.uint8) for _ in range(2))
     queries = [head(head(t.double(), *parts(moco.projector)), *parts(moco.predictor)) for t in tokens]

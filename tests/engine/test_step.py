@@ -147,7 +147,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_can_be_replayed(runs, ima
 
     monkeypatch.setattr(trainer, "training_step", poisoned)
     with pytest.raises(
-        UserError, match="step 2: .*nan.*nothing was updated; replay it with `misplace doctor"
+        UserError, match=r"step 2: .*nan.*nothing was updated; replay it with `misplace doctor"
     ):
         pretrain(config)
     captures = list((tmp_path / "run" / "capture").glob("capture-*"))
@@ -162,7 +162,7 @@ def test_implementations_are_asked_for_by_name_and_refused_by_reason():
     assert set(resolve_implementations(CPU, "reference").values()) == {"reference"}
     mixed = resolve_implementations(CPU, "attention=reference")
     assert mixed["attention"] == "reference" and mixed["linear"] == "torch"
-    with pytest.raises(UserError, match="triton needs a CUDA device|triton is not installed"):
+    with pytest.raises(UserError, match=r"triton needs a CUDA device|triton is not installed"):
         resolve_implementations(CPU, "token_plan=triton")
     with pytest.raises(UserError, match="unknown op 'atention'"):
         resolve_implementations(CPU, "atention=torch")

@@ -60,7 +60,7 @@ def render_dataset(
     Raises UserError for bad settings, and where `root` holds anything else.
     """
     root = Path(root).expanduser().absolute()
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = _usable_cores() if workers is None else workers
     _check(train, test, size, seed, workers)
     description = describe({"train": train, "test": test}, size, seed, difficulty)
     if _is_there(root, description):
@@ -82,6 +82,12 @@ def encode(image: np.ndarray, kind: str) -> bytes:
     options = {"quality": JPEG_QUALITY} if kind == "jpeg" else {"compress_level": 1}
     Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check(train: int, test: int, size: int, seed: int, workers: int) -> None:

@@ -1,0 +1,148 @@
+"""The command as a user meets it: help, one-line errors with exit code 2, and runs over damaged folders."""
+
+import json
+
+import pytest
+import torch
+
+from misplace.engine.checkpoint import latest
+from misplace.engine.cli import main
+
+TINY = ["--model", "nano", "--data.batch-size", "8", "--model.image-size", "24", "--model.patch-size", "6", "--framework.hidden-width", "64", "--framework.output-width", "32", "--steps", "2", "--data.workers", "0", "--device", "cpu", "--run.knn-every", "0", "--run.report", "False"]
+
+
+def tiny(recipe, source, out, *more):
+    arguments = [a for a in TINY if a not in ("--run.report", "False")] + ["--run.no-report"]
+    return main(["pretrain", recipe, *arguments, "--data", str(source), "--out", str(out), *more])
+
+
+def refused(capfd, *arguments) -> str:
+    """The one line on stderr of a command that ends with exit code 2."""
+    capfd.readouterr()
+    assert main(list(map(str, arguments))) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("misplace: "), lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["", "pretrain", "evaluate", "export", "data", "doctor"])
+def test_every_command_has_help(command, capsys):
+    try:
+        assert main([*command.split(), "--help"]) == 0
+    except SystemExit as stop:
+        assert stop.code in (0, None)
+    assert "misplace" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line_and_exit_code_2(images, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no image")
+    out = tmp_path / "run"
+
+    def pretrain(recipe="moco_v3_dilemma", source=images, out=out, *more):
+        return refused(capfd, "pretrain", recipe, "--data", source, "--out", out, "--device", "cpu", *more)
+
+    small = ("--model", "nano", "--data.batch-size", "8")
+    assert "gone" in pretrain("moco_v3", tmp_path / "gone")
+    assert "empty" in pretrain("moco_v3", tmp_path / "empty")
+    assert "notes" in pretrain("moco_v3", tmp_path / "notes")
+    assert "smaller than a patch" in pretrain("moco_v3", images, out, *small, "--model.image-size", "8")
+    assert "unknown recipe 'mocov3'" in pretrain("mocov3")
+    assert "--optim.speed" in pretrain("moco_v3", images, out, "--optim.speed", "9")
+    assert "drop-rate 1.0" in pretrain("moco_v3_dilemma", images, out, "--pretext.drop-rate", "1.0")
+    assert "wrong-rate 1.5" in pretrain("moco_v3_dilemma", images, out, "--pretext.wrong-rate", "1.5")
+    assert "do not fill a batch" in pretrain("moco_v3", images, out, "--model", "nano")
+    assert "unknown command 'train'" in refused(capfd, "train")
+    assert "no CUDA device" in pretrain("moco_v3", images, out, "--device", "cuda") or torch.cuda.is_available()
+    assert not out.exists()
+
+
+def test_run_folders_and_checkpoints_are_guarded(images, tmp_path, capfd):
+    run = tmp_path / "run"
+    assert tiny("moco_v3_dilemma", images, run) == 0
+    assert "already holds a run" in refused(
+        capfd, "pretrain", "moco_v3_dilemma", *TINY[:-2], "--data", images, "--out", run
+    )
+    tensors = latest(run / "checkpoints") / "tensors.safetensors"
+    whole = tensors.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 8
+    for damaged in (bytes(flipped), whole[:1000]):
+        tensors.write_bytes(damaged)
+        assert "tensors.safetensors" in refused(capfd, "evaluate", run)
+        assert "tensors.safetensors" in refused(capfd, "export", run, tmp_path / "x.safetensors")
+    tensors.write_bytes(whole)
+    assert "no config.json" in refused(capfd, "evaluate", tmp_path)
+
+
+def test_pretrain_evaluate_export(images, tmp_path, capfd, timm):
+    run = tmp_path / "run"
+    assert tiny("moco_v3_dilemma", images, run) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ["step", "epoch", "images", "seconds", "loss", "contrastive", "bce", "auroc", "lr", "grad_norm", "images_per_s", "data_wait"]
+    assert rows[-1]["step"] == 2 and set(keys) <= rows[-1].keys()
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["implementations"]["token_plan"] in ("native", "reference")
+    assert any((run / "tensorboard").iterdir())
+
+    capfd.readouterr()
+    assert main(["evaluate", str(run), "--num-train", "30", "--num-test", "12", "--device", "cpu"]) == 0
+    result = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert result["protocol"] == "knn" and result["k"] == [10, 20] and all(0 <= t <= 1 for t in result["top1"])
+
+    file = tmp_path / "encoder.safetensors"
+    assert main(["export", str(run), str(file)]) == 0
+    import safetensors
+    from safetensors.torch import load_file
+
+    from misplace.engine.encoder_file import read_encoder
+
+    with safetensors.safe_open(file, "pt") as opened:
+        arguments = json.loads(opened.metadata()["timm_kwargs"])
+    model = timm.models.vision_transformer.VisionTransformer(**arguments).eval()
+    model.load_state_dict(load_file(file), strict=True)
+    saved = read_encoder(run)
+    encoder = saved.build(torch.device("cpu"))
+    photos = torch.randint(0, 256, (2, 24, 24, 3), dtype=torch.uint8)
+    mean, std = torch.tensor(saved.model["mean"]), torch.tensor(saved.model["std"])
+    features = model.forward_features(((photos / 255 - mean) / std).movedim(-1, 1))
+    torch.testing.assert_close(torch.cat([t.reshape(2, -1, 192) for t in encoder.embed(photos)], 1), features)
+
+
+@pytest.fixture
+def one_percent_bad(images, bad_files):
+    """300 images of which three cannot be read: truncated, empty, and text."""
+    good = [p.read_bytes() for p in sorted(images.rglob("*.png"))]
+    for i in range(297 - len(good)):
+        (images / "rows" / f"more-{i:03}.png").write_bytes(good[i % len(good)])
+    for name in ("truncated.jpg", "empty.jpg", "text.jpg"):
+        (images / "rows" / name).write_bytes(bad_files[name][0])
+    return images
+
+
+def test_one_percent_of_bad_files_is_named_and_trained_around(one_percent_bad, tmp_path):
+    run = tmp_path / "run"
+    assert tiny("moco_v3_dilemma", one_percent_bad, run, "--steps", "40", "--data.max-bad-share", "0.02") == 0
+    named = [json.loads(line)["path"].rpartition("/")[2] for line in (run / "quarantine.jsonl").open()]
+    assert sorted(named) == ["empty.jpg", "text.jpg", "truncated.jpg"]
+
+
+def test_more_bad_files_than_the_threshold_stop_the_run(one_percent_bad, tmp_path, capfd):
+    assert tiny("moco_v3_dilemma", one_percent_bad, tmp_path / "run", "--steps", "40") == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "max-bad-share" in lines[0]
+
+
+def test_data_verify_names_bad_files(one_percent_bad, capfd):
+    assert main(["data", "verify", str(one_percent_bad)]) == 1
+    out = capfd.readouterr().out
+    assert "300 images, 3 bad" in out and "empty.jpg: the file is empty" in out
+
+
+def test_data_render_is_a_source(tmp_path, capfd):
+    root = tmp_path / "poses"
+    assert main(["data", "render", str(root), "--train", "24", "--test", "12", "--workers", "1"]) == 0
+    assert main(["data", "verify", f"poses:{root}"]) == 0
+    assert "36 images, 0 bad" in capfd.readouterr().out
+    assert "needs a folder of its own" in refused(capfd, "data", "render", "--train", "5")
