@@ -40,6 +40,7 @@ def encoder_arguments(config: Config, source: Source) -> dict:
         "num_heads": config.model.num_heads or size.num_heads,
         "mean": list(source.mean),
         "std": list(source.std),
+        "init": config.model.init,
     }
 
 

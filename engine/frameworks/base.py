@@ -1,5 +1,6 @@
 """What the step asks of a framework."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from ..implementations import AUTO
 
 
-class Framework(nn.Module):
+class Framework(nn.Module, ABC):
     """Heads and, where there is one, a teacher.
 
     num_views: views a sample is drawn as. Modules of the teacher never require gradients.
@@ -16,13 +17,13 @@ class Framework(nn.Module):
     impls = AUTO
     num_views: int
 
+    @abstractmethod
     def losses(
         self,
         class_tokens: tuple[Tensor, ...],  # one [B, D] per view, after the final norm
         views: tuple[Tensor, ...],  # one uint8 [B, H, W, C] per view, whole
     ) -> dict[str, Tensor]:
         """Named scalar terms; their sum is the framework's loss."""
-        raise NotImplementedError
 
     def teacher_pairs(self, encoder: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """(student, teacher) parameters that the optimiser averages; none without a teacher."""
@@ -32,6 +33,6 @@ class Framework(nn.Module):
         """EMA momentum of the teacher at `progress` in [0, 1] of the run."""
         return 1.0
 
+    @abstractmethod
     def collapse_loss(self, batch_size: int) -> float:
         """The framework loss of an encoder that gives every image the same vector."""
-        raise NotImplementedError

@@ -1,7 +1,5 @@
 """A Vision Transformer that embeds exactly the tokens of a plan."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +7,7 @@ from misplace import kernels
 from misplace.kernels import TokenPlan
 
 from ..implementations import AUTO
+from .initialise import INITS
 from .layers import LayerNorm, Linear
 from .position import sincos_2d
 
@@ -80,10 +79,10 @@ class PatchProjection(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT with a fixed 2-D sin-cos table, initialised as MoCo v3 does. [S]
+    """ViT with a fixed 2-D sin-cos table.
 
     image_size, patch_size: sides in pixels, the first a multiple of the second; mean, std: per channel, for pixels
-    scaled to [0, 1]; freeze_patch_projection: keep the patch projection at its random init (MoCo v3).
+    scaled to [0, 1]; init: one of INITS; freeze_patch_projection: keep it at its random init (MoCo v3).
     """
 
     impls = AUTO
@@ -99,6 +98,7 @@ class VisionTransformer(nn.Module):
         num_heads: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        init: str = "xavier_uniform",
         freeze_patch_projection: bool = True,
     ):
         super().__init__()
@@ -112,23 +112,8 @@ class VisionTransformer(nn.Module):
         self.register_buffer("no_position", torch.zeros(width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
         self.norm = LayerNorm(width)
-        self.initialise()
+        INITS[init](self)
         self.patch_embed.requires_grad_(not freeze_patch_projection)
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Xavier-uniform, qkv as three matrices, zero biases; the draws come from torch's global generator. [S]"""
-        for name, layer in self.named_modules():
-            if isinstance(layer, Linear):
-                rows = layer.weight.shape[0] // 3 if name.endswith("qkv") else layer.weight.shape[0]
-                bound = math.sqrt(6 / (rows + layer.weight.shape[1]))
-                nn.init.uniform_(layer.weight, -bound, bound)
-                nn.init.zeros_(layer.bias)
-        weight = self.patch_embed.proj.weight
-        bound = math.sqrt(6 / (weight[0].numel() + weight.shape[0]))
-        nn.init.uniform_(weight, -bound, bound)
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """What the step asks of a pretext, and the one that asks nothing of the network."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ class NoPretextConfig:
     """No pretext: every patch at its place."""
 
 
-class Pretext(nn.Module):
+class Pretext(nn.Module, ABC):
     """A plan for the student's views, a head on its tokens, a loss.
 
     weight: lambda, what the sum of its terms is multiplied by in the total loss.
@@ -32,9 +33,9 @@ class Pretext(nn.Module):
     impls = AUTO
     weight: float = 1.0
 
+    @abstractmethod
     def plan(self, index: Tensor, num_patches: int, *, seed: int, epoch: int, view: int) -> TokenPlan:
         """The student's token plan for samples `index` (int64 [B])."""
-        raise NotImplementedError
 
     def losses(
         self,

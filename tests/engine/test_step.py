@@ -75,12 +75,18 @@ def test_it_is_not_moco_v3_when_switched_on(runs, images, tmp_path):
     assert on[0] != plain[0]
 
 
-def test_the_student_sees_kept_tokens_and_the_teacher_all_at_their_places(runs, images, tmp_path):
+def test_the_student_sees_kept_tokens_and_the_teacher_all_at_their_places(runs, images, tmp_path, monkeypatch):
     config = runs.tiny_config("moco_v3_dilemma", images, tmp_path)
     method, _, source = build(config)
     seen = {"student": [], "teacher": []}
     for who, encoder in (("student", method.encoder), ("teacher", method.framework.teacher["encoder"])):
-        encoder.register_forward_hook(lambda _, inputs, out, who=who: seen[who].append((inputs[1], out)))
+
+        def noted(images, plan, real=encoder.tokens, who=who):
+            tokens = real(images, plan)
+            seen[who].append((plan, tokens))
+            return tokens
+
+        monkeypatch.setattr(encoder, "tokens", noted)
     compute_losses(method, next(iter(batches(config, source))), seed=0)
     (plan, tokens), (dense, dense_tokens) = seen["student"][0], seen["teacher"][0]
     views = 2 * runs.BATCH

@@ -74,3 +74,13 @@ def test_low_precision_copies_stay_close_and_are_not_saved(encoder, photos):
     assert 0 < error < 2**-8 * 4 * MODEL["depth"]
     low.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in encoder.parameters() if p.grad is not None)
+
+
+def test_the_teachers_class_token_is_the_forward_pass_s(encoder, photos, monkeypatch):
+    from misplace.engine.models import vision_transformer
+
+    expected = encoder.embed(photos)[0]
+    torch.testing.assert_close(encoder.class_token(photos), expected, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(vision_transformer, "CACHE_BYTES", 1)  # one image at a time
+    assert encoder.images_at_once == 1
+    torch.testing.assert_close(encoder.class_token(photos), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,43 @@
+"""Initial weights of a Vision Transformer; the draws come from torch's global generator."""
+
+import math
+
+import torch
+from torch import nn
+
+from .layers import Linear
+
+
+@torch.no_grad()
+def xavier_uniform(encoder: nn.Module) -> None:
+    """Xavier-uniform, qkv as three matrices, zero biases, a class token near zero: MoCo v3's. [S]"""
+    for name, layer in encoder.named_modules():
+        if isinstance(layer, Linear):
+            rows = layer.weight.shape[0] // 3 if name.endswith("qkv") else layer.weight.shape[0]
+            bound = math.sqrt(6 / (rows + layer.weight.shape[1]))
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+    weight = encoder.patch_embed.proj.weight
+    bound = math.sqrt(6 / (weight[0].numel() + weight.shape[0]))
+    nn.init.uniform_(weight, -bound, bound)
+    nn.init.zeros_(encoder.patch_embed.proj.bias)
+    nn.init.normal_(encoder.cls_token, std=1e-6)
+
+
+@torch.no_grad()
+def trunc_normal(encoder: nn.Module) -> None:
+    """Truncated normal of deviation 0.02 and a convolution's own default for the patches, as timm and DeiT. [S]
+
+    Its blocks start near the identity, so that a short run keeps content and position apart from the first step.
+    """
+    for layer in encoder.modules():
+        if isinstance(layer, Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    bound = 1 / math.sqrt(encoder.patch_embed.proj.weight[0].numel())
+    nn.init.uniform_(encoder.patch_embed.proj.weight, -bound, bound)
+    nn.init.zeros_(encoder.patch_embed.proj.bias)
+    nn.init.trunc_normal_(encoder.cls_token, std=0.02)
+
+
+INITS = {"xavier_uniform": xavier_uniform, "trunc_normal": trunc_normal}
