@@ -142,6 +142,7 @@ import os, signal, sys, time, torch
 from misplace.engine.data import AugmentConfig, make_loader, open_source
 torch.set_num_threads(1)
 stop = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job started in the background inherits it ignored
 signal.signal(signal.SIGTERM, lambda *_: (stop.append(os.getpid()), print("stop", os.getpid(), flush=True)))
 source = open_source(sys.argv[1])
 settings = dict(batch_size=8, num_views=2, image_size=16, augment=AugmentConfig(), seed=1, workers=2)

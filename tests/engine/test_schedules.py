@@ -33,7 +33,7 @@ def test_meter_counts_images_once_and_leaves_out_what_is_excluded():
 def test_sizes_come_from_the_source_and_length_from_epochs(images):
     source = open_source(str(images))
     config = configure(["moco_v3", "--model", "nano", "--data", str(images), "--epochs", "2.5", "--device", "cpu"])
-    with pytest.raises(UserError, match="48 images do not fill a batch of 256"):
+    with pytest.raises(UserError, match="48 images do not fill a batch of 128"):
         resolve(config, source)
     short = ["--epochs", "2.5", "--data.batch-size", "8"]
     config = configure(["moco_v3", "--model", "nano", *short, "--data", str(images)])
