@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from misplace.engine import pretrain
 from misplace.engine.checkpoint import latest
 from misplace.engine.cli import main
+from misplace.engine.errors import UserError
 
 TINY = [
     *("--model", "nano", "--data.batch-size", "8", "--model.image-size", "24", "--model.patch-size", "6"),
@@ -150,3 +152,12 @@ def test_data_render_is_a_source(tmp_path, capfd):
     assert main(["data", "verify", f"poses:{root}"]) == 0
     assert "36 images, 0 bad" in capfd.readouterr().out
     assert "needs a folder of its own" in refused(capfd, "data", "render", "--train", "5")
+
+
+def test_the_python_function_is_the_command(images, tmp_path):
+    options = {"data.batch-size": 8, "data.workers": 0, "model.image-size": 24, "model.patch-size": 6}
+    options |= {"framework.hidden-width": 64, "run.no-report": True, "run.knn-every": 0, "device": "cpu"}
+    run = pretrain("moco_v3", model="nano", data=images, steps=1, out=tmp_path / "run", **options)
+    assert run == tmp_path / "run" and latest(run / "checkpoints").name == "step-00000001"
+    with pytest.raises(UserError, match="--colour"):
+        pretrain("moco_v3", colour="red")
