@@ -28,7 +28,7 @@ def xavier_uniform(encoder: nn.Module) -> None:
 def trunc_normal(encoder: nn.Module) -> None:
     """Truncated normal of deviation 0.02 and a convolution's own default for the patches, as timm and DeiT. [S]
 
-    Its blocks start near the identity, so that a short run keeps content and position apart from the first step.
+    The blocks start near the identity.
     """
     for layer in encoder.modules():
         if isinstance(layer, Linear):

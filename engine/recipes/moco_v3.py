@@ -27,7 +27,7 @@ def moco_v3(model: str = "small") -> Config:
 
 
 def _small_data(model: str) -> Config:
-    """[O] Small heads, gentle crops, blocks that start near the identity: a small encoder learns in minutes.
+    """[O] Small heads, gentle crops, a faster teacher, blocks that start near the identity: for runs of minutes.
 
     With MoCo v3's own init the detection head stayed at chance over 186 steps of 256 Fashion-MNIST images.
     """
