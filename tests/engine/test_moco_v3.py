@@ -101,6 +101,19 @@ def test_initial_weights_lie_in_the_published_bounds(framework):
     assert not encoder.patch_embed.proj.weight.requires_grad and not encoder.pos_embed.requires_grad
 
 
+def test_the_other_init_is_a_truncated_normal_of_a_fiftieth():
+    torch.manual_seed(0)
+    encoder = VisionTransformer(**{**SMALL, "width": 64}, init="trunc_normal")
+    block = encoder.blocks[0]
+    for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+        # the deviation of n draws is itself off by 1 / sqrt(2 n) of it: five of those
+        assert abs(layer.weight.std() / 0.02 - 1) < 5 / math.sqrt(2 * layer.weight.numel())
+        assert not layer.bias.any()
+    patches = encoder.patch_embed.proj
+    assert 0.9 / math.sqrt(48) < patches.weight.abs().max() <= 1 / math.sqrt(48) and not patches.bias.any()
+    assert not patches.weight.requires_grad
+
+
 def test_positions_are_sines_and_cosines_of_column_and_row():
     table = sincos_2d(8, rows=2, columns=3)
     assert table.shape == (7, 8) and not table[0].any()
