@@ -30,8 +30,8 @@ class ModelConfig:
 
     name: Annotated[Literal["nano", "tiny", "small", "base", "large"], arg(aliases=["--model"])] = "small"
     """Backbone size; nano is width 192, 6 blocks, 3 heads."""
-    init: Literal["xavier_uniform", "trunc_normal"] = "xavier_uniform"
-    """Initial weights: MoCo v3's, or those of timm and DeiT."""
+    init: Literal["xavier_uniform", "trunc_normal", "uniform_fan_in"] = "xavier_uniform"
+    """Initial weights: MoCo v3's, those of timm and DeiT, or PyTorch's own default."""
     num_heads: int | None = None
     """Attention heads; none: the size's own."""
     image_size: int | None = None

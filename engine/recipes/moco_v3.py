@@ -27,19 +27,19 @@ def moco_v3(model: str = "small") -> Config:
 
 
 def _small_data(model: str) -> Config:
-    """[O] Small heads, gentle crops, a faster teacher, blocks that start near the identity: for runs of minutes.
+    """[O] Small heads, gentle crops, a faster teacher, PyTorch's own init: for runs of minutes on small data.
 
-    With MoCo v3's own init the detection head stayed at chance over 186 steps of 256 Fashion-MNIST images.
+    With crops of .2 to 1 of the image the same number of Fashion-MNIST images gave less, in k-NN and in AUROC.
     """
     return Config(
         recipe="moco_v3",
-        model=ModelConfig(name=model, init="trunc_normal"),
+        model=ModelConfig(name=model, init="uniform_fan_in"),
         data=DataConfig(
             batch_size=128,
-            augment=AugmentConfig(crop_scale=(0.2, 1.0), blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0)),
+            augment=AugmentConfig(crop_scale=(0.7, 1.0), blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0)),
         ),
         framework=MocoV3Config(momentum=0.98, hidden_width=1024, output_width=128),
-        optim=OptimConfig(base_lr=1.4e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.1, clip_norm=3.0),
+        optim=OptimConfig(base_lr=2e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.1, clip_norm=3.0),
         run=RunConfig(budget="10m"),
     )
 

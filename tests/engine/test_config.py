@@ -23,7 +23,7 @@ def test_recipes_are_the_published_settings():
     assert config.framework.momentum == 0.99 and config.optim.betas == (0.9, 0.999)
     assert configure(["moco_v3", "--model", "small"]).model.num_heads == 12
     inits = [configure(["moco_v3", "--model", size]).model.init for size in ("small", "base", "nano")]
-    assert inits == ["xavier_uniform", "xavier_uniform", "trunc_normal"]
+    assert inits == ["xavier_uniform", "xavier_uniform", "uniform_fan_in"]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -114,6 +114,17 @@ def test_the_other_init_is_a_truncated_normal_of_a_fiftieth():
     assert not patches.weight.requires_grad
 
 
+def test_the_third_init_is_that_of_torch_itself():
+    torch.manual_seed(0)
+    encoder = VisionTransformer(**{**SMALL, "width": 64}, init="uniform_fan_in")
+    block = encoder.blocks[0]
+    for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2, encoder.patch_embed.proj):
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        for values in (layer.weight, layer.bias):
+            assert 0.9 * bound < values.abs().max() <= bound
+    assert not encoder.patch_embed.proj.weight.requires_grad
+
+
 def test_positions_are_sines_and_cosines_of_column_and_row():
     table = sincos_2d(8, rows=2, columns=3)
     assert table.shape == (7, 8) and not table[0].any()
