@@ -104,7 +104,7 @@ def measure(case: Case, options: Options, device: torch.device) -> Iterator[Row]
     inputs = case.make_inputs(device)
     for impl in implementations(case.op, options.impl, device):
         error = gate(case, inputs, impl)
-        floor = floor_ms(case, device)
+        floor = floor_ms(case.bytes_moved, case.operations, getattr(torch, case.dtype), device)
         for against in options.against.split(","):
             ours, peer = case.ours(inputs, impl), opponent(case, inputs, against, device)
             compared = timing.compare(ours, peer, device, rounds=options.rounds)
