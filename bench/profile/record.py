@@ -93,13 +93,14 @@ class Recorder:
             calls.forward.append(span)
             if site not in self.examples:
                 self.examples[site] = _example(arguments, outputs)
-            if not any(gets_gradient):
+            give_gradient = [_gets_gradient(leaf) for leaf in outputs]
+            if not any(give_gradient):
                 return result
 
             def begins() -> None:  # backward: the op's outputs come first, and `ends` is filled by its inputs
                 calls.backward.append(_Backward(self._clock.now(), ends))
 
-            return tree_unflatten(_marked(outputs, list(map(_gets_gradient, outputs)), begins), out_tree)
+            return tree_unflatten(_marked(outputs, give_gradient, begins), out_tree)
 
         return call
 
