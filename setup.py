@@ -11,7 +11,7 @@ import sysconfig
 
 from setuptools import setup
 
-ROOT = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).resolve().parent
 FOLDERS = ("kernels", "engine", "bench")
 # what nvcc is asked for, where it knows it; compute_80 is compiled by the driver for any other card
 CUDA_ARCHS = {"sm_80": "[sm_80,compute_80]", "sm_90a": "sm_90a", "sm_100": "sm_100"}
@@ -81,7 +81,7 @@ def extension():
         "misplace.kernels._C",
         sorted(path.relative_to(ROOT).as_posix() for path in sources),
         include_dirs=[str(csrc)],
-        depends=[path.relative_to(ROOT).as_posix() for path in sorted(csrc.rglob("*.h"))],
+        depends=[p.relative_to(ROOT).as_posix() for p in sorted(csrc.rglob("*.*")) if p.suffix in (".h", ".inc")],
         define_macros=[("MISPLACE_CUDA_ARCHS", ",".join(archs))] if archs else [],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
     )

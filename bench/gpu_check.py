@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         raise UserError("gpu-check: no CUDA device here; --device cpu rehearses it, --dry-run shows its plan")
     if not (CHECKOUT / "tests").is_dir():
         raise UserError("gpu-check: the tests are not installed; run it from a checkout: make gpu-check")
-    folder = options.out or default_folder(options.device)
+    folder = (options.out or default_folder(options.device)).resolve()  # steps run in the checkout
     if folder.exists():
         raise UserError(f"gpu-check: {folder} exists; name another with --out")
     with tempfile.TemporaryDirectory() as scratch:
@@ -62,8 +62,9 @@ def default_folder(device: str) -> Path:
 
 def check(steps: list[Step], folder: Path, runs: Path, options: Options) -> int:
     """Runs the steps within the time, writes summary.json and prints it."""
-    deadline = time.monotonic() + options.minutes * 60
-    outcomes = {step.name: run(step, folder, deadline) for step in steps}
+    seconds = options.minutes * 60
+    deadline = time.monotonic() + seconds
+    outcomes = {step.name: run(step, folder, deadline, step.share * seconds) for step in steps}
     summary = {
         "environment": environment.describe(torch.device(options.device)),
         "steps": outcomes,
@@ -77,18 +78,18 @@ def check(steps: list[Step], folder: Path, runs: Path, options: Options) -> int:
     return 0 if all(outcome["ok"] for outcome in outcomes.values()) else 1
 
 
-def run(step: Step, folder: Path, deadline: float) -> dict:
-    """The outcome of one step: ok, seconds, and why not."""
+def run(step: Step, folder: Path, deadline: float, limit: float) -> dict:
+    """The outcome of one step, which has `limit` seconds: ok, seconds, and why not."""
     print(f"gpu-check: {step.name}", flush=True)
     start = time.monotonic()
-    left = max(0.1, min(step.limit, deadline - start))
+    left = max(0.1, min(limit, deadline - start))
     with (folder / f"{step.name}.txt").open("w") as log:
         try:
             done = subprocess.run(step.command, stdout=log, stderr=log, timeout=left, check=False, cwd=CHECKOUT)
             reason = f"exit code {done.returncode}, see {step.name}.txt" if done.returncode else ""
         except subprocess.TimeoutExpired:
-            used_up = f"its {step.limit:.0f} s were" if left == step.limit else "the time of the whole check was"
-            reason = f"cut off: {used_up} used up"
+            whole = "its share of the time" if left == limit else "the time of the whole check"
+            reason = f"cut off: {whole} was used up"
     return {"ok": not reason, "seconds": round(time.monotonic() - start, 1), "reason": reason}
 
 

@@ -1,6 +1,8 @@
 """`make gpu-check` without a GPU: its plan, its refusal, its record."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,16 +41,17 @@ def test_dry_run_shows_every_step_and_writes_nothing(tmp_path, capsys):
     assert list(lines) == ["build", "info", "sources", "tests", *benches, "pretrain", *profiles]
     assert "setup.py build_ext --inplace" in lines["build"]
     assert "csrc/cuda/token_plan.cu" in lines["sources"]
-    assert "-k 'gpu or cuda'" in lines["tests"]
+    assert "-m gpu" in lines["tests"]
     assert "--against eager,compile" in lines["bench-token_plan"]
     assert "--steps 60" in lines["pretrain"]
     assert "--model small --data.batch-size 512 --model.image-size 224" in lines["profile-moco_v3"]
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_planned_commands_are_understood(tmp_path, device):
+@pytest.mark.parametrize("rehearsed", [True, False])
+def test_planned_commands_are_understood(tmp_path, rehearsed):
     """The options that the plan gives to other commands still exist there."""
+    device = "cpu" if rehearsed else "cuda"
     options = gpu_check.Options(device=device, steps=7, batch_size=32, image_size=48)
     steps = {step.name: step.command for step in gpu_check.plan(options, tmp_path, tmp_path / "runs")}
     command = steps["pretrain"]
@@ -68,21 +71,23 @@ def test_planned_commands_are_understood(tmp_path, device):
 
 
 def test_the_gpu_step_picks_marked_tests_and_those_of_a_device(tmp_path):
-    """Both kinds of GPU test, and no other, are what its -k selects."""
-    (tmp_path / "test_some.py").write_text(
-        "import pytest\n"
-        "@pytest.mark.gpu\ndef test_marked(): pass\n"
-        "@pytest.mark.parametrize('device', ['cpu', 'cuda'])\ndef test_on(device): pass\n"
+    """And skips them where there is no GPU."""
+    shutil.copy(gpu_check.CHECKOUT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a CUDA device\n")
+    (tmp_path / "test_gpu_of_cuda.py").write_text(
+        "import pytest, torch\n"
+        "@pytest.mark.gpu\ndef test_marked(): torch.cuda.current_device()\n"
+        "@pytest.mark.parametrize('device', ['cpu', 'cuda'])\ndef test_on(device): torch.empty(1, device=device)\n"
+        "@pytest.mark.parametrize('where', [('cuda', 'triton')])\ndef test_at(where): torch.cuda.current_device()\n"
         "def test_other(): pass\n"
     )
     (step,) = [s for s in gpu_check.plan(gpu_check.Options(), tmp_path, tmp_path) if s.name == "tests"]
-    chosen = ["-k", step.command[step.command.index("-k") + 1]]
-    command = [PYTHON, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", *chosen, str(tmp_path)]
+    chosen = step.command[step.command.index("-m", 3) :][:2]
+    command = [PYTHON, "-m", "pytest", "-v", "-p", "no:cacheprovider", *chosen, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert [line.split("::")[1] for line in done.stdout.splitlines() if "::" in line] == [
-        "test_marked",
-        "test_on[cuda]",
-    ]
+    outcomes = re.findall(r"::(\S+) (PASSED|SKIPPED)", done.stdout)
+    outcome = "PASSED" if torch.cuda.is_available() else "SKIPPED"
+    assert outcomes == [(name, outcome) for name in ("test_marked", "test_on[cuda]", "test_at[where0]")], done.stdout
 
 
 def test_a_record_is_never_overwritten(tmp_path):
@@ -143,10 +148,10 @@ def test_a_step_beyond_the_time_is_cut_off(tmp_path, monkeypatch):
 
 def test_a_step_beyond_its_own_time_leaves_time_to_the_others(tmp_path, monkeypatch):
     endless = (PYTHON, "-c", "import time; time.sleep(60)")
-    steps = [Step("endless", endless, 1), Step("good", (PYTHON, "-c", "print(1)"))]
+    steps = [Step("endless", endless, 0.001), Step("good", (PYTHON, "-c", "print(1)"))]
     code, _, summary = record(tmp_path, monkeypatch, lambda runs: steps)
     assert code == 1
-    assert summary["steps"]["endless"]["reason"] == "cut off: its 1 s were used up"
+    assert summary["steps"]["endless"]["reason"] == "cut off: its share of the time was used up"
     assert summary["steps"]["good"]["ok"]
 
 
