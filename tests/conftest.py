@@ -16,4 +16,5 @@ def pytest_collection_modifyitems(items):
 def _is_given_cuda(item: pytest.Item) -> bool:
     """One of its parameters is "cuda", or a tuple such as ("cuda", impl)."""
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return any(value == "cuda" or (isinstance(value, tuple) and "cuda" in value) for value in values)
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    return any(isinstance(part, str) and part == "cuda" for part in parts)

@@ -79,7 +79,7 @@ def test_the_gpu_step_picks_marked_tests_and_those_of_a_device(tmp_path):
         "@pytest.mark.gpu\ndef test_marked(): torch.cuda.current_device()\n"
         "@pytest.mark.parametrize('device', ['cpu', 'cuda'])\ndef test_on(device): torch.empty(1, device=device)\n"
         "@pytest.mark.parametrize('where', [('cuda', 'triton')])\ndef test_at(where): torch.cuda.current_device()\n"
-        "def test_other(): pass\n"
+        "@pytest.mark.parametrize('x', [torch.zeros(2), (torch.zeros(2), 1)])\ndef test_other(x): pass\n"
     )
     (step,) = [s for s in gpu_check.plan(gpu_check.Options(), tmp_path, tmp_path) if s.name == "tests"]
     chosen = step.command[step.command.index("-m", 3) :][:2]
