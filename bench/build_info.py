@@ -1,6 +1,7 @@
-"""What is built and what can run here; `python -m misplace.bench.build_info` prints it."""
+"""What is built and what can run here: `python -m misplace.bench.build_info [--require cuda]` prints it."""
 
 import json
+import sys
 
 import torch
 
@@ -26,5 +27,16 @@ def _extension() -> dict[str, str]:
     return _C.build_info()
 
 
-if __name__ == "__main__":
+def main(argv: list[str]) -> int:
+    """Prints it; 1 where the extension is not built for the device type after --require."""
     print(json.dumps(build_info(), indent=1))
+    if argv[:1] != ["--require"]:
+        return 0
+    reason = why_unavailable(Impl.NATIVE, torch.device(argv[1]))
+    if reason:
+        print(f"misplace: {reason}", file=sys.stderr)
+    return 1 if reason else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

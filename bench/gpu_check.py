@@ -1,7 +1,8 @@
 """Everything that only a GPU can show, in one command and under ten minutes: `make gpu-check`.
 
-Build info, the GPU tests, every benchmark, a short pretraining for its images/s, a profile of a few steps.
-All of it is kept in bench/records/DATE-DEVICE/ (weights apart), with summary.json on top.
+The extension built by nvcc, registers and spills, the GPU tests, every benchmark, a short pretraining and profiles of
+the sparse and the dense step for their images/s. All of it is kept in bench/records/DATE-DEVICE/ (weights apart), with
+summary.json on top. Every step is a process of its own: one that crashes the GPU's context ends alone.
 """
 
 import json
@@ -12,10 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -23,58 +22,10 @@ from misplace.engine.commands.parsing import parse
 from misplace.engine.errors import UserError
 
 from . import environment
+from .environment import CHECKOUT
+from .gpu_plan import PROFILED, Options, Step, plan
 
 RECORDS = Path(__file__).resolve().parent / "records"
-PYTHON = sys.executable
-MISPLACE = (PYTHON, "-m", "misplace.engine.cli")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Run the GPU tests, all benchmarks, a short pretraining and a profile, and keep the record."""
-
-    device: str = "cuda"
-    """cuda, or cpu for a rehearsal with tiny shapes."""
-    dry_run: bool = False
-    """Print what would run, and stop."""
-    out: Path | None = None
-    """Folder of the record; none: bench/records/DATE-DEVICE."""
-    minutes: float = 10.0
-    """All steps together; what does not fit is cut off and counts as failed."""
-    steps: int = 60
-    """Steps of the short pretraining."""
-    model: str = "small"
-    """Its backbone."""
-    data: str = "poses"
-    """Its images."""
-    batch_size: int = 256
-    """Its images per step."""
-
-
-class Step(NamedTuple):
-    """One command of the check; its output is kept in NAME.txt."""
-
-    name: str
-    command: tuple[str, ...]
-
-
-def plan(options: Options, folder: Path, runs: Path) -> list[Step]:
-    """The commands, in the order in which they run; what they train lands in `runs`."""
-    tests = environment.CHECKOUT / "tests"
-    bench = ("bench", "--device", options.device, "--json", str(folder / "bench.json"))
-    bench += ("--tiny", "--rounds", "3") if options.device == "cpu" else ("--against", "eager,compile")
-    pretrain = ("pretrain", "moco_v3_dilemma", "--data", options.data, "--device", options.device)
-    pretrain += ("--model", options.model, "--data.batch-size", str(options.batch_size))
-    pretrain += ("--run.no-report", "--run.knn-every", "0")
-    steps, run, profiled = str(options.steps), str(runs / "pretrain"), str(runs / "profiled")
-    trace = (PYTHON, "-m", "misplace.bench.trace", str(folder), *pretrain, "--steps", "4", "--out", profiled)
-    return [
-        Step("build", (PYTHON, "-m", "misplace.bench.build_info")),
-        Step("tests", (PYTHON, "-m", "pytest", "-q", "-m", "gpu", str(tests))),
-        Step("bench", (*MISPLACE, *bench)),
-        Step("pretrain", (*MISPLACE, *pretrain, "--steps", steps, "--out", run)),
-        Step("profile", trace),
-    ]
 
 
 def main(argv: list[str]) -> int:
@@ -84,9 +35,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"gpu-check: --device {options.device}: cuda, or cpu for a rehearsal")
     if options.device == "cuda" and not torch.cuda.is_available() and not options.dry_run:
         raise UserError("gpu-check: no CUDA device here; --device cpu rehearses it, --dry-run shows its plan")
-    if not (environment.CHECKOUT / "tests").is_dir():
+    if not (CHECKOUT / "tests").is_dir():
         raise UserError("gpu-check: the tests are not installed; run it from a checkout: make gpu-check")
-    folder = options.out or default_folder(options.device)
+    folder = (options.out or default_folder(options.device)).resolve()  # steps run in the checkout
     if folder.exists():
         raise UserError(f"gpu-check: {folder} exists; name another with --out")
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,12 +62,15 @@ def default_folder(device: str) -> Path:
 
 def check(steps: list[Step], folder: Path, runs: Path, options: Options) -> int:
     """Runs the steps within the time, writes summary.json and prints it."""
-    deadline = time.monotonic() + options.minutes * 60
-    outcomes = {step.name: run(step, folder, deadline) for step in steps}
+    seconds = options.minutes * 60
+    deadline = time.monotonic() + seconds
+    outcomes = {step.name: run(step, folder, deadline, step.share * seconds) for step in steps}
     summary = {
         "environment": environment.describe(torch.device(options.device)),
         "steps": outcomes,
+        "bench": gather_rows(folder),
         "pretrain": keep_metrics(runs / "pretrain" / "metrics.jsonl", folder),
+        "profile": {name: profiled_step(folder / name) for name in PROFILED},
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
@@ -124,18 +78,35 @@ def check(steps: list[Step], folder: Path, runs: Path, options: Options) -> int:
     return 0 if all(outcome["ok"] for outcome in outcomes.values()) else 1
 
 
-def run(step: Step, folder: Path, deadline: float) -> dict:
-    """The outcome of one step: ok, seconds, and why not."""
+def run(step: Step, folder: Path, deadline: float, limit: float) -> dict:
+    """The outcome of one step, which has `limit` seconds: ok, seconds, and why not."""
     print(f"gpu-check: {step.name}", flush=True)
     start = time.monotonic()
-    left = max(0.1, deadline - start)
+    left = max(0.1, min(limit, deadline - start))
     with (folder / f"{step.name}.txt").open("w") as log:
         try:
-            code = subprocess.run(step.command, stdout=log, stderr=log, timeout=left, check=False).returncode
-            reason = f"exit code {code}, see {step.name}.txt" if code else ""
+            done = subprocess.run(step.command, stdout=log, stderr=log, timeout=left, check=False, cwd=CHECKOUT)
+            reason = f"exit code {done.returncode}, see {step.name}.txt" if done.returncode else ""
         except subprocess.TimeoutExpired:
-            reason = "cut off: the time of the whole check was used up"
+            whole = "its share of the time" if left == limit else "the time of the whole check"
+            reason = f"cut off: {whole} was used up"
     return {"ok": not reason, "seconds": round(time.monotonic() - start, 1), "reason": reason}
+
+
+def gather_rows(folder: Path) -> dict[str, int]:
+    """The rows of every op in one bench.json; how many each op has."""
+    parts = {path.stem.removeprefix("bench-"): path for path in sorted(folder.glob("bench-*.json"))}
+    rows = {op: json.loads(path.read_text()) for op, path in parts.items()}
+    (folder / "bench.json").write_text(json.dumps([row for each in rows.values() for row in each], indent=1) + "\n")
+    for path in parts.values():
+        path.unlink()
+    return {op: len(each) for op, each in rows.items()}
+
+
+def profiled_step(folder: Path) -> dict:
+    """Time, images/s and memory of the step that `misplace profile` measured; empty where it wrote none."""
+    file = folder / "profile.json"
+    return json.loads(file.read_text())["step"] if file.is_file() else {}
 
 
 def keep_metrics(metrics: Path, folder: Path) -> dict:

@@ -1,23 +1,20 @@
-"""The least time a case can take on this device, from rates measured here and now."""
+"""The least time that work can take on this device, from rates measured here and now."""
 
 import functools
 import time
 
 import torch
 
-from .registry import Case
-
 COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # past every cache
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 REPEATS = 8
 
 
-def floor_ms(case: Case, device: torch.device) -> float:
-    """The larger of the time to move the bytes and the time to do the matrix work."""
-    seconds = case.bytes_moved / copy_rate(device, torch.get_num_threads())
-    if case.operations:
-        rate = matmul_rate(device, getattr(torch, case.dtype), torch.get_num_threads())
-        seconds = max(seconds, case.operations / rate)
+def floor_ms(bytes_moved: int, operations: int, dtype: torch.dtype, device: torch.device) -> float:
+    """The larger of the time to move the bytes and the time to do the matrix work in `dtype`."""
+    seconds = bytes_moved / copy_rate(device, torch.get_num_threads())
+    if operations:
+        seconds = max(seconds, operations / matmul_rate(device, dtype, torch.get_num_threads()))
     return seconds * 1e3
 
 

@@ -1,8 +1,6 @@
 """`misplace bench [OP ...]`: every op against what people use today, correctness first."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +10,13 @@ from tyro.conf import Positional, arg
 
 from misplace.engine.commands.parsing import parse
 from misplace.engine.errors import UserError
-from misplace.kernels import Impl, ImplUnavailableError, resolve_impl
+from misplace.kernels import Impl
 from misplace.kernels.impl import why_unavailable
 
 from . import environment, results, timing
-from .registry import Case, Thunk, cases_of, op_names
+from .measure import RedGateError, implementations, measure
+from .registry import Case, cases_of, op_names
 from .results import Row
-from .roofline import floor_ms
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,8 @@ class Options:
     """Implementations, with commas; none: every one that the op has on this device, but the reference."""
     against: str = "eager"
     """Peers or implementations to measure against, with commas: eager, compile, reference, ..."""
+    mode: str | None = None
+    """Modes to measure, with commas: forward, forward+backward, step; none: all."""
     device: str | None = None
     """cpu or cuda; none: cuda where there is one."""
     rounds: int = 25
@@ -45,40 +45,65 @@ class Options:
     """Append the rows to this file, such as bench/results.csv."""
 
 
-class RedGateError(Exception):
-    """An implementation that disagrees with the reference: it gets no number."""
-
-
 def main(argv: list[str]) -> int:
-    """0 when everything asked for was measured, 1 when an implementation was wrong."""
+    """0 when everything asked for was measured, 1 when an implementation was wrong or something did not fit."""
     options = parse(Options, argv, prog="misplace bench")
-    if options.rounds < 1:
-        raise UserError(f"bench: --rounds {options.rounds}: must be 1 or more")
+    _check_numbers(options)
     device = _device(options.device)
-    cases = [case for op in options.ops or op_names() for case in cases_of(op, tiny=options.tiny)]
+    cases = _cases(options)
     _check_names(options, cases)
     for target in filter(None, (options.json, options.csv)):
         results.check_target(target)
-    rows, red = [], 0
     with timing.pinned_threads(options.threads) as threads:
-        where = environment.describe(device)
-        print(f"{where['device']}, {threads} threads, {where['versions']} {where['commit']}")
-        for impl in Impl:
-            if reason := why_unavailable(impl, device):
-                print(f"without {impl.value}: {reason}")
-        for case in cases:
-            try:
-                for row in measure(case, options, device):
-                    rows.append(row)
-                    print(line(row), flush=True)
-            except RedGateError as error:
-                red += 1
-                print(f"misplace: RED, not measured: {error}", file=sys.stderr)
-    if options.json:
-        results.write_json(options.json, rows)
+        _say_where(device, threads)
+        rows, complete = _measure_all(cases, options, device)
     if options.csv:
         results.append_csv(options.csv, rows)
-    return 1 if red else 0
+    return 0 if complete else 1
+
+
+def _measure_all(cases: list[Case], options: Options, device: torch.device) -> tuple[list[Row], bool]:
+    """The rows of all cases, and whether none was left out; after each case the rows so far are in the JSON file."""
+    rows, complete = [], True
+    for case in cases:
+        inputs = case.make_inputs(device)
+        for impl in implementations(case.op, options.impl, device):
+            try:
+                for row in measure(case, inputs, impl, options.against.split(","), options.rounds, device):
+                    rows.append(row)
+                    print(line(row), flush=True)
+            except (RedGateError, torch.OutOfMemoryError) as error:
+                complete = False
+                red = "RED, " if isinstance(error, RedGateError) else ""
+                where, reason = f"{case.op} {impl} {case.mode} {case.shape} {case.dtype}", str(error).partition("\n")[0]
+                print(f"misplace: {red}not measured: {where}: {reason}", file=sys.stderr)
+        if options.json:
+            results.write_json(options.json, rows)
+    return rows, complete
+
+
+def _say_where(device: torch.device, threads: int) -> None:
+    where = environment.describe(device)
+    print(f"{where['device']}, {threads} threads, {where['versions']} {where['commit']}")
+    for impl in Impl:
+        if reason := why_unavailable(impl, device):
+            print(f"without {impl.value}: {reason}")
+
+
+def _check_numbers(options: Options) -> None:
+    for name, value in (("rounds", options.rounds), ("threads", options.threads)):
+        if value is not None and value < 1:
+            raise UserError(f"bench: --{name} {value}: must be 1 or more")
+
+
+def _cases(options: Options) -> list[Case]:
+    cases = [case for op in options.ops or op_names() for case in cases_of(op, tiny=options.tiny)]
+    if options.mode is None:
+        return cases
+    modes = options.mode.split(",")
+    if unknown := set(modes) - (known := {case.mode for case in cases}):
+        raise UserError(f"bench: --mode {min(unknown)}: one of {', '.join(sorted(known))}")
+    return [case for case in cases if case.mode in modes]
 
 
 def _device(name: str | None) -> torch.device:
@@ -90,88 +115,17 @@ def _device(name: str | None) -> torch.device:
 
 
 def _check_names(options: Options, cases: list[Case]) -> None:
-    for case in cases:
-        for against in options.against.split(","):
-            if against not in (known := [*case.peers, *Impl]):
-                raise UserError(f"bench: {case.op} has no peer {against!r}; one of {', '.join(known)}")
+    """A peer that no case has is a mistake; one that some cases lack is left out there, in so many words."""
+    for against in options.against.split(","):
+        lacking = sorted({case.op for case in cases if against not in (*case.peers, *Impl)})
+        if lacking and all(against not in case.peers for case in cases):
+            known = ", ".join(dict.fromkeys([*(peer for case in cases for peer in case.peers), *Impl]))
+            raise UserError(f"bench: {', '.join(lacking)} has no peer {against!r}; one of {known}")
+        if lacking:
+            print(f"without {against}: {', '.join(lacking)} has no such peer")
     for impl in options.impl.split(",") if options.impl else ():
         if impl not in list(Impl):
             raise UserError(f"bench: unknown impl {impl!r}; one of {', '.join(Impl)}")
-
-
-def measure(case: Case, options: Options, device: torch.device) -> Iterator[Row]:
-    """One row per implementation and peer; RedGateError at the first implementation that is wrong."""
-    inputs = case.make_inputs(device)
-    for impl in implementations(case.op, options.impl, device):
-        error = gate(case, inputs, impl)
-        floor = floor_ms(case, device)
-        for against in options.against.split(","):
-            ours, peer = case.ours(inputs, impl), opponent(case, inputs, against, device)
-            compared = timing.compare(ours, peer, device, rounds=options.rounds)
-            yield _row(case, impl, against, error, compared, floor, device)
-
-
-def implementations(op: str, asked: str | None, device: torch.device) -> list[str]:
-    """Those asked for, each of which must run here; by default all that do, but the reference."""
-    if asked is not None:
-        return [available(op, impl, device) for impl in asked.split(",")]
-    found = []
-    for impl in (i for i in Impl if i is not Impl.REFERENCE):
-        with contextlib.suppress(ImplUnavailableError):
-            found.append(resolve_impl(op, impl, device).value)
-    return found or [Impl.REFERENCE.value]
-
-
-def available(op: str, impl: str, device: torch.device) -> str:
-    """`impl` where the op has it on this device; else a UserError with the reason."""
-    try:
-        return resolve_impl(op, impl, device).value
-    except ImplUnavailableError as error:
-        raise UserError(f"bench: {error}") from None
-
-
-def gate(case: Case, inputs, impl: str) -> float:
-    """The error of an implementation against the oracle, where it is within its bound."""
-    check = case.check(inputs, impl)
-    if not check.error <= check.bound:  # NaN is red too
-        where = f"{case.op} {impl} {case.mode} {case.shape} {case.dtype}"
-        raise RedGateError(f"{where}: error {check.error:g}, allowed {check.bound:g}")
-    return check.error
-
-
-def opponent(case: Case, inputs, against: str, device: torch.device) -> Thunk:
-    """A peer of the case, or one of our own implementations by its name."""
-    if against in case.peers:
-        return case.peers[against](inputs)
-    return case.ours(inputs, available(case.op, against, device))
-
-
-def _row(case, impl, against, error, compared, floor, device) -> Row:
-    seconds = compared.ours.p50 * 1e-3
-    return Row(
-        op=case.op,
-        impl=impl,
-        against=against,
-        mode=case.mode,
-        shape=case.shape,
-        dtype=case.dtype,
-        ms=compared.ours.p50,
-        p20=compared.ours.p20,
-        p80=compared.ours.p80,
-        against_ms=compared.against.p50,
-        against_p20=compared.against.p20,
-        against_p80=compared.against.p80,
-        ratio=compared.ratio,
-        self_p20=compared.itself.p20,
-        self_p80=compared.itself.p80,
-        counts=compared.counts,
-        error=error,
-        gb_s=case.bytes_moved / seconds * 1e-9,
-        tflop_s=case.operations / seconds * 1e-12,
-        floor_share=floor / compared.ours.p50,
-        threads=torch.get_num_threads(),
-        **environment.describe(device),
-    )
 
 
 def line(row: Row) -> str:

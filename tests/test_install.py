@@ -90,8 +90,8 @@ def imports_from_anywhere(environment: Environment, where: Path) -> None:
     found = f"import importlib.util as u; print([n for n in {GENERIC} if u.find_spec(n)])"
     assert environment.run(found) == "[]"
     assert os.access(environment.folder / "bin" / "misplace", os.X_OK)
-    installed = "from importlib.metadata import entry_points as e; print(*e(group='misplace.commands').names)"
-    assert environment.run(installed) == "bench"
+    installed = "from importlib.metadata import entry_points as e; print(*sorted(e(group='misplace.commands').names))"
+    assert environment.run(installed) == "bench profile"
 
 
 PLANS = """

@@ -68,9 +68,7 @@ def test_eager_plan_misplaces_the_share_it_says(drop_rate):
     sigma = (0.2 * 0.8 / (batch * kept)) ** 0.5
     assert abs(wrong.float().mean() - 0.2) < 4 * sigma
     if drop_rate >= 0.5:
-        assert not (pos[:, :, None] == src[:, None, :]).any(2)[wrong].any(), (
-            "a wrong position is a dropped one"
-        )
+        assert not (pos[:, :, None] == src[:, None, :]).any(2)[wrong].any(), "a wrong position is a dropped one"
 
 
 def test_compile_without_a_compiler_is_a_user_error(monkeypatch):

@@ -1,33 +1,23 @@
 """The floor is the slower of moving the bytes and doing the matrix work."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from misplace.bench import roofline
-from misplace.bench.registry import cases_of
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def case():
-    return dataclasses.replace(
-        cases_of("token_plan", tiny=True)[0], dtype="float32", bytes_moved=10**9, operations=0
-    )
-
-
-def test_floor_without_matrix_work_is_the_traffic(case, monkeypatch):
+def test_floor_without_matrix_work_is_the_traffic(monkeypatch):
     monkeypatch.setattr(roofline, "copy_rate", lambda *_: 2e9)
-    assert roofline.floor_ms(case, CPU) == pytest.approx(500)
+    assert roofline.floor_ms(10**9, 0, torch.float32, CPU) == pytest.approx(500)
 
 
 @pytest.mark.parametrize(("operations", "ms"), [(10**12, 1000), (10**11, 500)])
-def test_floor_is_the_slower_of_the_two(case, monkeypatch, operations, ms):
+def test_floor_is_the_slower_of_the_two(monkeypatch, operations, ms):
     monkeypatch.setattr(roofline, "copy_rate", lambda *_: 2e9)
     monkeypatch.setattr(roofline, "matmul_rate", lambda *_: 1e12)
-    assert roofline.floor_ms(dataclasses.replace(case, operations=operations), CPU) == pytest.approx(ms)
+    assert roofline.floor_ms(10**9, operations, torch.float32, CPU) == pytest.approx(ms)
 
 
 def test_rates_count_what_was_done(monkeypatch):

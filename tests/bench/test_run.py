@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from misplace.bench import results, run
+from misplace.bench import measure, results, run
 from misplace.bench.registry import Check, cases_of
 from misplace.engine.errors import UserError
 from misplace.kernels import Impl, ImplUnavailableError
@@ -31,7 +31,7 @@ QUICK = ["token_plan", "--tiny", "--rounds", "2", "--device", "cpu", "--impl", "
 @pytest.fixture(autouse=True)
 def known_floor(monkeypatch):
     """The machine's rates have their own tests."""
-    monkeypatch.setattr(run, "floor_ms", lambda *_: 1e-3)
+    monkeypatch.setattr(measure, "floor_ms", lambda *_: 1e-3)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def case(monkeypatch, clock):
         operations=0,
     )
     monkeypatch.setattr(run, "cases_of", lambda op, tiny: [made])
-    monkeypatch.setattr(run, "resolve_impl", resolve)
+    monkeypatch.setattr(measure, "resolve_impl", resolve)
     return made
 
 
@@ -111,6 +111,8 @@ def test_one_red_case_does_not_hide_a_green_one(case, monkeypatch, tmp_path):
         ([*QUICK, "--against", "xformers"], "token_plan: impl=xformers is not available"),
         ([*QUICK, "--device", "toaster"], "--device toaster: cpu or cuda"),
         ([*QUICK, "--rounds", "0"], "--rounds 0"),
+        ([*QUICK, "--threads", "0"], "--threads 0"),
+        ([*QUICK, "--mode", "sideways"], "--mode sideways: one of forward"),
         ([*QUICK, "--json", "/no/such/folder/rows.json"], "/no/such/folder is no folder"),
         ([*QUICK, "--nonsense"], "--nonsense"),
     ],
@@ -154,3 +156,55 @@ def test_command_line_reaches_it(capsys):
 
     assert main(["bench", "nonsense"]) == 2
     assert capsys.readouterr().err.startswith("misplace: bench: unknown op 'nonsense'; one of ")
+
+
+def test_a_peer_that_only_some_cases_have_is_left_out_there_in_words(case, monkeypatch, tmp_path, capsys):
+    rich = dataclasses.replace(case, op="other", peers={**case.peers, "timm": case.peers["eager"]})
+    monkeypatch.setattr(run, "cases_of", lambda op, tiny: [case, rich])
+    rows = measured(tmp_path, "token_plan", "--device", "cpu", "--rounds", "2", "--against", "eager,timm")
+    assert [(row["op"], row["against"]) for row in rows] == [
+        ("token_plan", "eager"),
+        ("other", "eager"),
+        ("other", "timm"),
+    ]
+    assert "without timm: token_plan has no such peer" in capsys.readouterr().out
+
+
+def test_modes_are_chosen(case, monkeypatch, tmp_path):
+    both = dataclasses.replace(case, mode="forward+backward")
+    monkeypatch.setattr(run, "cases_of", lambda op, tiny: [case, both])
+    arguments = ["token_plan", "--device", "cpu", "--rounds", "2"]
+    assert [row["mode"] for row in measured(tmp_path, *arguments)] == ["forward", "forward+backward"]
+    assert [row["mode"] for row in measured(tmp_path, *arguments, "--mode", "forward+backward")] == ["forward+backward"]
+    with pytest.raises(UserError, match=r"--mode step: one of forward, forward\+backward"):
+        run.main([*arguments, "--mode", "step"])
+
+
+def test_what_does_not_fit_leaves_the_rest_measured(case, monkeypatch, tmp_path, capsys):
+    def too_large(inputs, impl):
+        raise torch.OutOfMemoryError("tried to allocate 80 GB\nand more")
+
+    large = dataclasses.replace(case, check=too_large)
+    monkeypatch.setattr(run, "cases_of", lambda op, tiny: [large, case])
+    file = tmp_path / "rows.json"
+    assert run.main(["token_plan", "--device", "cpu", "--rounds", "2", "--json", str(file)]) == 1
+    assert len(json.loads(file.read_text())) == 1
+    assert "not measured: token_plan native forward" in capsys.readouterr().err
+
+
+def test_rows_are_on_disk_after_every_case(case, monkeypatch, tmp_path):
+    def interrupted(inputs, impl):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "cases_of", lambda op, tiny: [case, dataclasses.replace(case, check=interrupted)])
+    file = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["token_plan", "--device", "cpu", "--rounds", "2", "--json", str(file)])
+    assert len(json.loads(file.read_text())) == 1
+
+
+def test_threads_are_those_asked_for(tmp_path):
+    before = torch.get_num_threads()
+    rows = measured(tmp_path, *QUICK, "--threads", "1")
+    assert [row["threads"] for row in rows] == [1]
+    assert torch.get_num_threads() == before

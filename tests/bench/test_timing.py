@@ -46,9 +46,7 @@ def test_spread_of_known_samples():
 
 def samples(monkeypatch, ours, against, again):
     """compare() on given samples instead of a clock."""
-    monkeypatch.setattr(
-        timing, "interleave", lambda *_, **__: {"ours": ours, "against": against, "again": again}
-    )
+    monkeypatch.setattr(timing, "interleave", lambda *_, **__: {"ours": ours, "against": against, "again": again})
     return timing.compare(None, None, CPU)
 
 

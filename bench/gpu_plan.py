@@ -1,0 +1,92 @@
+"""What `make gpu-check` runs: one command per step, on a GPU or, rehearsed with tiny shapes, on the CPU."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .environment import CHECKOUT
+from .registry import op_names
+
+PYTHON = sys.executable
+MISPLACE = (PYTHON, "-m", "misplace.engine.cli")
+PROFILED = ("moco_v3_dilemma", "moco_v3")  # the sparse and the dense step
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run the GPU tests, all benchmarks, a short pretraining and a profile, and keep the record."""
+
+    device: str = "cuda"
+    """cuda, or cpu for a rehearsal with tiny shapes."""
+    dry_run: bool = False
+    """Print what would run, and stop."""
+    out: Path | None = None
+    """Folder of the record; none: bench/records/DATE-DEVICE."""
+    minutes: float = 9.5
+    """All steps together; what does not fit is cut off and counts as failed."""
+    data: str = "poses"
+    """Images of the pretraining and the profiles."""
+    model: str | None = None
+    """Their backbone; none: small, in a rehearsal nano."""
+    batch_size: int | None = None
+    """Their images per step; none: 512, in a rehearsal 8."""
+    image_size: int | None = None
+    """Their views' side, pixels; none: 224, in a rehearsal the data's own."""
+    steps: int | None = None
+    """Steps of the pretraining; none: 60, in a rehearsal 4."""
+
+
+class Step(NamedTuple):
+    """One command, run in the checkout; its output is kept in NAME.txt. share: the most of the check's time for it."""
+
+    name: str
+    command: tuple[str, ...]
+    share: float = 1.0
+
+
+def plan(options: Options, folder: Path, runs: Path) -> list[Step]:
+    """The commands, in the order in which they run; what they train lands in `runs`."""
+    sources = [str(path.relative_to(CHECKOUT)) for path in sorted((CHECKOUT / "csrc" / "cuda").glob("*.cu"))]
+    tests = ("-q", "-n", "4" if options.device == "cuda" else "2", "--dist", "loadfile", "-m", "gpu", "tests")
+    recipe = _recipe_options(options)
+    steps = "60" if options.steps is None and options.device == "cuda" else str(options.steps or 4)
+    pretrain = ("pretrain", "moco_v3_dilemma", *recipe, "--steps", steps, "--run.no-report", "--run.knn-every", "0")
+    return [
+        Step("build", (PYTHON, "setup.py", "build_ext", "--inplace"), 0.4),
+        Step("info", (PYTHON, "-m", "misplace.bench.build_info", "--require", options.device), 0.2),
+        Step("sources", (PYTHON, "-m", "misplace.kernels.testing.nvcc", *sources), 0.3),
+        Step("tests", (PYTHON, "-m", "pytest", *tests), 0.4),
+        *[Step(f"bench-{op}", (*MISPLACE, *_bench(options, op, folder)), 0.15) for op in op_names()],
+        Step("pretrain", (*MISPLACE, *pretrain, "--out", str(runs / "pretrain")), 0.2),
+        *[
+            Step(
+                f"profile-{name}",
+                (*MISPLACE, "profile", name, *recipe, *_brief(options), "--out", str(folder / name)),
+                0.2,
+            )
+            for name in PROFILED
+        ],
+    ]
+
+
+def _recipe_options(options: Options) -> tuple[str, ...]:
+    small = options.device == "cpu"
+    chosen = {
+        "--data": options.data,
+        "--device": options.device,
+        "--model": options.model or ("nano" if small else "small"),
+        "--data.batch-size": options.batch_size or (8 if small else 512),
+        "--model.image-size": options.image_size or (None if small else 224),
+        "--model.patch-size": None if small else 16,
+    }
+    return tuple(str(part) for pair in chosen.items() if pair[1] is not None for part in pair)
+
+
+def _bench(options: Options, op: str, folder: Path) -> tuple[str, ...]:
+    rehearsed = ("--tiny", "--rounds", "3") if options.device == "cpu" else ("--against", "eager,compile")
+    return ("bench", op, "--device", options.device, "--json", str(folder / f"bench-{op}.json"), *rehearsed)
+
+
+def _brief(options: Options) -> tuple[str, ...]:
+    return ("--steps", "2", "--rounds", "1", "--profile.warm-up", "1") if options.device == "cpu" else ("--steps", "10")

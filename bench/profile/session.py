@@ -1,0 +1,76 @@
+"""A recipe's method and optimiser with some batches of its data in memory: real steps, nothing written."""
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import torch
+
+from misplace.engine.config import Config
+from misplace.engine.data import Batch, make_loader, open_source
+from misplace.engine.implementations import resolve_implementations
+from misplace.engine.method import build_method, build_optimizer
+from misplace.engine.resolve import resolve
+from misplace.engine.step import training_step
+
+NUM_BATCHES = 3
+PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
+
+
+class Session:
+    """`step()` trains on the next batch; the batches come round again, so that no step waits for data."""
+
+    def __init__(self, config: Config):
+        source = open_source(config.data.source)
+        self.config = config = resolve(config, source)
+        self.device = torch.device(config.run.device)
+        self.impls = resolve_implementations(self.device, config.run.impl)
+        self.method = build_method(config, source, self.impls)
+        self.optimizer = build_optimizer(self.method, config, self.impls)
+        self.batches = itertools.cycle(self._load(source))
+
+    def _load(self, source) -> list[Batch]:
+        data = self.config.data
+        loader = make_loader(
+            source,
+            batch_size=data.batch_size,
+            num_views=self.method.framework.num_views,
+            image_size=self.config.model.image_size,
+            augment=data.augment,
+            seed=self.config.run.seed,
+            workers=data.workers,
+            prefetch=data.prefetch,
+        )
+        with loader:
+            return [batch.to(self.device) for batch in itertools.islice(loader, NUM_BATCHES)]
+
+    def step(self) -> None:
+        training_step(
+            self.method,
+            self.optimizer,
+            next(self.batches),
+            self.config,
+            progress=PROGRESS,
+            next_progress=lambda: PROGRESS,
+        )
+
+    def timed_steps(self, count: int) -> Iterator[float]:
+        """Milliseconds of each of `count` steps."""
+        for _ in range(count):
+            self._settle()
+            start = time.perf_counter()
+            self.step()
+            self._settle()
+            yield (time.perf_counter() - start) * 1e3
+
+    def peak_memory(self) -> int | None:
+        """Bytes that a GPU's tensors have taken at most since the last call; None on the CPU, which does not count."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
