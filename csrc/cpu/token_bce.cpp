@@ -26,7 +26,8 @@ const Runs& runs_here() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   static const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   static const bool avx512 = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                             __builtin_cpu_supports("avx512bf16");
   if (avx512) return avx512_runs;
   if (fma) return avx2_runs;
 #endif
@@ -103,7 +104,8 @@ Sums<C> run_chunks(const Rows<T, C>& rows, int64_t num_rows, std::vector<C>& par
 template <class C>
 void write_parameter_gradients(const Parameters<C>& of, const Sums<C>& sums, C* out) {
   const int64_t width = of.norm_weight.numel();
-  const C *norm_weight = of.norm_weight.template const_data_ptr<C>(), *norm_bias = of.norm_bias.template const_data_ptr<C>();
+  const C* norm_weight = of.norm_weight.template const_data_ptr<C>();
+  const C* norm_bias = of.norm_bias.template const_data_ptr<C>();
   const C* weight = of.weight.template const_data_ptr<C>();
   const C slopes = static_cast<C>(sums.slopes);
   for (int64_t i = 0; i < width; ++i) {
@@ -142,6 +144,7 @@ Result compute(const Inputs& in, bool gradients) {
       .h = parameters.h.data(),
       .constant = parameters.constant,
       .eps = static_cast<C>(in.eps),
+      .inverse_width = 1 / static_cast<C>(width),
       .flags = is_flag ? target.const_data_ptr<bool>() : nullptr,
       .targets = is_flag ? nullptr : target.const_data_ptr<C>(),
       .token_weight = weights,

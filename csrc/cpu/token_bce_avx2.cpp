@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC target("avx2,fma")
+#include <immintrin.h>
 
 #define VECTOR_BYTES 32
 #include "cpu/token_bce_rows.inc"

@@ -21,8 +21,7 @@ struct Rows {
   int64_t image_stride, token_stride;
   int64_t kept, offset, width;
   const C* h;  // [D], see shared/token_bce.h
-  C constant;
-  C eps;
+  C constant, eps, inverse_width;
   const bool* flags;  // the target: either these
   const C* targets;   // or these
   const C* token_weight;  // null: all 1

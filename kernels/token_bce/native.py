@@ -22,7 +22,7 @@ def _fake(tokens, norm_weight, norm_bias, weight, bias, target, token_weight, of
 
 
 def cpu_path() -> str:
-    """The instruction set that the CPU kernel takes here: avx512, avx2 or plain."""
+    """The instruction set that the CPU kernel takes here: avx512_bf16, avx2 or plain."""
     return torch.ops.misplace.token_bce_path()
 
 

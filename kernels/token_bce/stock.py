@@ -32,12 +32,11 @@ def _compute(tokens, norm_weight, norm_bias, weight, bias, target, token_weight,
     norm_weight, norm_bias, weight, bias, target = (
         tensor.to(compute) for tensor in (norm_weight, norm_bias, weight[0], bias, target)
     )
-    x = tokens[:, offset:].to(compute)
     h = norm_weight * weight
     h = h - h.mean()
-    variance, mean = torch.var_mean(x, dim=-1, correction=0)
-    rstd = (variance + eps).rsqrt()
-    centred = x - mean[..., None]
+    x = tokens[:, offset:].to(compute)
+    centred = x - x.mean(dim=-1, keepdim=True)
+    rstd = (torch.linalg.vector_norm(centred, dim=-1).square() / len(h) + eps).rsqrt()
     projected = rstd * (centred @ h)
     logits = projected + (norm_bias @ weight + bias)
     share = token_weight.to(compute) / token_weight.to(compute).sum() if token_weight is not None else 1 / target.numel()
@@ -48,10 +47,10 @@ def _compute(tokens, norm_weight, norm_bias, weight, bias, target, token_weight,
     slope = (logits.sigmoid() - target) * share
     toward_h = slope * rstd
     toward_x = toward_h * rstd * projected / len(h)
+    direction, slopes = toward_h.flatten() @ centred.flatten(0, 1), slope.sum()
     d_tokens = tokens.new_empty(tokens.shape, dtype=gradient_dtype(tokens))
     d_tokens[:, :offset] = 0
-    d_tokens[:, offset:] = toward_h[..., None] * h - toward_x[..., None] * centred
-    direction, slopes = toward_h.flatten() @ centred.flatten(0, 1), slope.sum()
+    d_tokens[:, offset:] = centred.mul_(-toward_x[..., None]).addcmul_(toward_h[..., None], h)
     d_parameters = torch.cat(
         [weight * direction, weight * slopes, norm_weight * direction + norm_bias * slopes, slopes[None]]
     )
