@@ -70,7 +70,9 @@ def differentiable(
 
 class _WithGradients(Function):
     @staticmethod
-    def forward(ctx, compute, rescale_, tokens, norm_weight, norm_bias, weight, bias, target, token_weight, offset, eps):
+    def forward(
+        ctx, compute, rescale_, tokens, norm_weight, norm_bias, weight, bias, target, token_weight, offset, eps
+    ):
         inputs = (tokens, norm_weight, norm_bias, weight, bias)
         loss, logits, d_tokens, d_parameters = compute(*inputs, target, token_weight, offset, eps, True)
         ctx.rescale_, ctx.dtypes = rescale_, [tensor.dtype for tensor in inputs]

@@ -39,7 +39,9 @@ def _compute(tokens, norm_weight, norm_bias, weight, bias, target, token_weight,
     rstd = (torch.linalg.vector_norm(centred, dim=-1).square() / len(h) + eps).rsqrt()
     projected = rstd * (centred @ h)
     logits = projected + (norm_bias @ weight + bias)
-    share = token_weight.to(compute) / token_weight.to(compute).sum() if token_weight is not None else 1 / target.numel()
+    share = (
+        token_weight.to(compute) / token_weight.to(compute).sum() if token_weight is not None else 1 / target.numel()
+    )
     loss = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * share).sum()
     if not gradients:
         return loss, logits, tokens.new_empty(0, dtype=gradient_dtype(tokens)), logits.new_empty(0)

@@ -1,6 +1,7 @@
 """Run by test_token_bce_triton.py in its own process with TRITON_INTERPRET=1; prints a line per case."""
 
 import functools
+import importlib
 
 import torch
 from test_token_bce import WANTED, eager, make, oracle
@@ -12,6 +13,7 @@ from misplace.kernels.testing.shapes import LAYOUTS
 # images, patch tokens, width, offset
 CASES = [(1, 1, 7, 1), (2, 49, 192, 1), (3, 13, 33, 0), (2, 5, 257, 2)]
 ours = functools.partial(token_bce, impl="triton")
+triton = importlib.import_module("misplace.kernels.token_bce.triton")
 
 
 def check_cases() -> None:
@@ -45,9 +47,13 @@ def check_refusals() -> None:
 
 
 def check_more_tiles_than_programs() -> None:
-    """Programs take a second tile: 1056 programs of 8 rows."""
-    tensors = make(1, 1056 * 8 + 3, 8)
-    check(ours, eager, oracle, tensors, WANTED)
+    """Two programs and three tiles, the last of them not full."""
+    usual = triton.LAUNCH[256]
+    triton.LAUNCH[256] = (*usual[:-1], 2)
+    triton.launch_sizes.cache_clear()
+    check(ours, eager, oracle, make(1, 2 * usual[0] + 3, 8), WANTED)
+    triton.LAUNCH[256] = usual
+    triton.launch_sizes.cache_clear()
 
 
 def check_rescale() -> None:

@@ -82,10 +82,6 @@ def test_the_others_compiled_ahead_of_time_do_not_spill(capability):
     from misplace.kernels.token_bce import triton
 
     constants = dict(WIDTH=384, WEIGHTED=True, GRADIENTS=True, PROGRAMS=2048, **triton.FINISH)
-    require_no_spill(
-        triton.finish_kernel, FINISH, constants, capability=capability, num_warps=triton.FINISH_WARPS
-    )
+    require_no_spill(triton.finish_kernel, FINISH, constants, capability=capability, num_warps=triton.FINISH_WARPS)
     constants = dict(BLOCK=triton.RESCALE_BLOCK)
-    require_no_spill(
-        triton.rescale_kernel, RESCALE, constants, capability=capability, num_warps=triton.RESCALE_WARPS
-    )
+    require_no_spill(triton.rescale_kernel, RESCALE, constants, capability=capability, num_warps=triton.RESCALE_WARPS)
