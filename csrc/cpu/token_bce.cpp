@@ -4,8 +4,8 @@
 // order: the same bits for any number of threads.
 #include "token_bce.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -22,16 +22,19 @@ namespace {
 constexpr int64_t fewest_rows = 64, most_chunks = 128;
 constexpr int64_t line = 64;  // bytes; no two chunks share one
 
-const Runs& runs_here() {
+// As PyTorch's own kernels choose, so ATEN_CPU_CAPABILITY (default, avx2, avx512) can ask for less.
+const Runs& choose_runs() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  static const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  static const bool avx512 = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                             __builtin_cpu_supports("avx512bf16");
-  if (avx512) return avx512_runs;
-  if (fma) return avx2_runs;
+  const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512" && __builtin_cpu_supports("avx512bf16")) return avx512_runs;
+  if (capability == "AVX512" || capability == "AVX2") return avx2_runs;
 #endif
   return plain_runs;
+}
+
+const Runs& runs_here() {
+  static const Runs& runs = choose_runs();
+  return runs;
 }
 
 template <class T, class C>

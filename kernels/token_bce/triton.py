@@ -49,6 +49,14 @@ def _bce_with_logits(logit, target):
 
 
 @triton.jit
+def _weight_sum(weight_sum_ptr, num_rows, WEIGHTED: tl.constexpr):
+    if WEIGHTED:
+        return tl.load(weight_sum_ptr).to(tl.float32)
+    else:
+        return num_rows.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def token_bce_kernel(
     tokens_ptr,  # [B, OFFSET + K, D], last dimension contiguous
     image_stride,
@@ -82,10 +90,7 @@ def token_bce_kernel(
     h = tl.where(inside, h - tl.sum(h, 0) / WIDTH, 0.0)
     norm_bias = tl.load(norm_bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
     constant = tl.sum(norm_bias * head, 0) + tl.load(bias_ptr).to(tl.float32)
-    if WEIGHTED:
-        share = 1.0 / tl.load(weight_sum_ptr).to(tl.float32)
-    else:
-        share = 1.0 / num_rows
+    share = 1.0 / _weight_sum(weight_sum_ptr, num_rows, WEIGHTED)
 
     direction = tl.zeros([ROWS, BLOCK], tl.float32)
     slopes, losses = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
@@ -128,7 +133,7 @@ def token_bce_kernel(
         tl.store(direction_ptr + program * WIDTH + column, tl.sum(direction, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def finish_kernel(
     direction_ptr,  # fp32 [P, D]
     totals_ptr,  # fp32 [2, P]
@@ -150,11 +155,7 @@ def finish_kernel(
     every = tl.arange(0, PROGRAMS)
     if tl.program_id(0) == 0:
         loss = tl.sum(tl.load(totals_ptr + num_programs + every, mask=every < num_programs, other=0.0), 0)
-        if WEIGHTED:
-            loss = loss / tl.load(weight_sum_ptr).to(tl.float32)
-        else:
-            loss = loss / num_rows
-        tl.store(loss_ptr, loss)
+        tl.store(loss_ptr, loss / _weight_sum(weight_sum_ptr, num_rows, WEIGHTED))
     if GRADIENTS:
         slopes = tl.sum(tl.load(totals_ptr + every, mask=every < num_programs, other=0.0), 0)
         column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
