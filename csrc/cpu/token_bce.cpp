@@ -171,8 +171,9 @@ Result token_bce_cpu(const at::Tensor& tokens, const at::Tensor& norm_weight, co
     case at::kFloat: return compute<float, float>(in, gradients);
     case at::kDouble: return compute<double, double>(in, gradients);
     case at::kBFloat16: return compute<c10::BFloat16, float>(in, gradients);
-    default: TORCH_CHECK_TYPE(false, "token_bce: impl=native takes bfloat16, float32 or float64 tokens on the CPU, not ",
-                              tokens.scalar_type());
+    default:
+      TORCH_CHECK_TYPE(false, "token_bce: impl=native takes bfloat16, float32 or float64 tokens on the CPU, not ",
+                       tokens.scalar_type());
   }
 }
 

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 
 #define VECTOR_BYTES 32
-#include "cpu/token_bce_rows.inc"
+#include "cpu/token_bce_loops.h"
 
 namespace misplace::token_bce {
 const Runs avx2_runs{"avx2", run<float, float>, run<double, double>, run<c10::BFloat16, float>};

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 
 #define VECTOR_BYTES 64
-#include "cpu/token_bce_rows.inc"
+#include "cpu/token_bce_loops.h"
 
 namespace misplace::token_bce {
 const Runs avx512_runs{"avx512_bf16", run<float, float>, run<double, double>, run<c10::BFloat16, float>};

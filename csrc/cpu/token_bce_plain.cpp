@@ -2,7 +2,7 @@
 #include "cpu/token_bce_rows.h"
 
 #define VECTOR_BYTES 16
-#include "cpu/token_bce_rows.inc"
+#include "cpu/token_bce_loops.h"
 
 namespace misplace::token_bce {
 const Runs plain_runs{"plain", run<float, float>, run<double, double>, run<c10::BFloat16, float>};

@@ -1,6 +1,6 @@
 // The rows of token_bce on the CPU, as the translation units that compile them see them.
 //
-// token_bce_rows.inc holds the loops; it is compiled once for each width of vector, and the widest that this
+// token_bce_loops.h holds the loops; it is compiled once for each width of vector, and the widest that this
 // CPU has is taken when the op is called.
 #pragma once
 

@@ -1,4 +1,5 @@
-// The loops of token_bce over rows, in vectors of VECTOR_BYTES; included by one .cpp per instruction set.
+// The loops of token_bce over rows, in vectors of VECTOR_BYTES. No include guard: each instruction set's .cpp
+// includes them once, compiled for itself.
 //
 // Four rows go together: their sums are independent, so additions do not wait for each other, and h and the
 // running direction are loaded once for four. A row is read three times, from memory only the first time.
