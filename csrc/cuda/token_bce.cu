@@ -180,7 +180,8 @@ __device__ float sum_by_warp(const float* values, int count, int lane) {
 
 // Block of 32 columns x 8 parts: every part adds each eighth partial sum.
 __global__ void finish_kernel(const float* direction, const float* totals, Parameters parameters,
-                              const float* weight_sum, float* loss, float* d_parameters, int blocks, int num_rows, int width) {
+                              const float* weight_sum, float* loss, float* d_parameters, int blocks, int num_rows,
+                              int width) {
   __shared__ float shared[finish_parts][finish_columns];
   const int lane = threadIdx.x % finish_columns, part = threadIdx.x / finish_columns;
   if (blockIdx.x == 0 && part == 0) {
