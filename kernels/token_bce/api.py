@@ -5,10 +5,11 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_floating, require_shape
 from ..impl import Impl, choose
-from . import reference
 
-SUPPORTED = {"cpu": (Impl.REFERENCE,), "cuda": (Impl.REFERENCE,)}
-RUN = {Impl.REFERENCE: reference.token_bce}
+SUPPORTED = {
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.NATIVE, Impl.TORCH, Impl.REFERENCE),
+}
 
 
 def token_bce(
@@ -29,11 +30,25 @@ def token_bce(
 
     With token_weight the mean is weighted, sum(w * bce) / sum(w); a sum of 0 gives nan. Differentiable in
     tokens, norm_weight, norm_bias, weight and bias; the logits carry no gradient, nor do target and
-    token_weight get one. ValueError for a shape, a device or no patch tokens; TypeError for a dtype.
+    token_weight get one. ValueError for a shape, a device or no patch tokens; TypeError for a dtype: all take
+    bf16 and fp32 tokens; fp16 all but native on the CPU; fp64 all but triton, and native on a GPU.
     """
     _validate(tokens, norm_weight, norm_bias, weight, bias, target, offset, token_weight)
-    run = RUN[choose("token_bce", impl, tokens.device, SUPPORTED)]
+    run = _implementation(choose("token_bce", impl, tokens.device, SUPPORTED))
     return run(tokens, norm_weight, norm_bias, weight, bias, target, offset, eps, token_weight)
+
+
+def _implementation(chosen: Impl):
+    match chosen:
+        case Impl.NATIVE:
+            from .native import token_bce as run
+        case Impl.TRITON:
+            from .triton import token_bce as run
+        case Impl.TORCH:
+            from .stock import token_bce as run
+        case _:
+            from .reference import token_bce as run
+    return run
 
 
 def _validate(
