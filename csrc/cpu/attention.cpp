@@ -15,62 +15,9 @@
 #include <type_traits>
 
 #include "cpu/attention_head.h"
-#include "cpu/isa.h"
-
-#define MISPLACE_KERNELS(math, T)                                                                    \
-  static void forward_head(const ForwardHead<T>& head, const Sizes& sizes, Scratch& scratch) {       \
-    forward<math>(head, sizes, scratch);                                                             \
-  }                                                                                                  \
-  static void backward_head(const BackwardHead<T>& head, const Sizes& sizes, Scratch& scratch) {     \
-    backward<math>(head, sizes, scratch);                                                            \
-  }
-
-#define MISPLACE_LEVEL 0
-namespace misplace::attention::plain {
-#include "cpu/vec.h"
-#include "cpu/attention_body.h"
-#include "cpu/attention_fp32.h"
-MISPLACE_KERNELS(Fp32, float)
-MISPLACE_KERNELS(Fp32, bf16)
-}  // namespace misplace::attention::plain
-#undef MISPLACE_LEVEL
-
-#ifdef MISPLACE_X86
-#define MISPLACE_LEVEL 256
-MISPLACE_BEGIN_AVX2
-namespace misplace::attention::avx2 {
-#include "cpu/vec.h"
-#include "cpu/attention_body.h"
-#include "cpu/attention_fp32.h"
-MISPLACE_KERNELS(Fp32, float)
-MISPLACE_KERNELS(Fp32, bf16)
-}  // namespace misplace::attention::avx2
-MISPLACE_END
-#undef MISPLACE_LEVEL
-
-#define MISPLACE_LEVEL 512
-MISPLACE_BEGIN_AVX512
-namespace misplace::attention::avx512 {
-#include "cpu/vec.h"
-#include "cpu/attention_body.h"
-#include "cpu/attention_fp32.h"
-MISPLACE_KERNELS(Fp32, float)
-MISPLACE_KERNELS(Fp32, bf16)
-}  // namespace misplace::attention::avx512
-MISPLACE_END
-#undef MISPLACE_LEVEL
-
-#define MISPLACE_LEVEL 5120
-MISPLACE_BEGIN_AVX512_BF16
-namespace misplace::attention::avx512_bf16 {
-#include "cpu/vec.h"
-#include "cpu/attention_body.h"
-#include "cpu/attention_pairs.h"
-MISPLACE_KERNELS(Pairs, bf16)
-}  // namespace misplace::attention::avx512_bf16
-MISPLACE_END
-#undef MISPLACE_LEVEL
-#endif
+#define MISPLACE_OP attention
+#define MISPLACE_BODY "cpu/attention_body.h"
+#include "cpu/each_isa.h"
 
 namespace misplace::attention {
 namespace {
@@ -85,12 +32,15 @@ template <class T>
 Kernels<T> kernels_for(Isa isa, int64_t head_dim) {
 #ifdef MISPLACE_X86
   if constexpr (std::is_same_v<T, uint16_t>) {
-    if (isa >= Isa::avx512_bf16 && head_dim % 32 == 0) return {avx512_bf16::forward_head, avx512_bf16::backward_head};
+    using avx512_bf16::Pairs;
+    if (isa >= Isa::avx512_bf16 && head_dim % 32 == 0) {
+      return {avx512_bf16::forward<Pairs, T>, avx512_bf16::backward<Pairs, T>};
+    }
   }
-  if (isa >= Isa::avx512) return {avx512::forward_head, avx512::backward_head};
-  if (isa >= Isa::avx2) return {avx2::forward_head, avx2::backward_head};
+  if (isa >= Isa::avx512) return {avx512::forward<avx512::Fp32, T>, avx512::backward<avx512::Fp32, T>};
+  if (isa >= Isa::avx2) return {avx2::forward<avx2::Fp32, T>, avx2::backward<avx2::Fp32, T>};
 #endif
-  return {plain::forward_head, plain::backward_head};
+  return {plain::forward<plain::Fp32, T>, plain::backward<plain::Fp32, T>};
 }
 
 // Elements of a head side by side, and rows that begin at an even element: pairs are read whole.

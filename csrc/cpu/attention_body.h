@@ -1,4 +1,4 @@
-// Attention of one head. No include guard: included once per instruction set (cpu/isa.h).
+// Attention of one head. No include guard: included once per instruction set (cpu/each_isa.h).
 //
 // Scores are held transposed, [key][query], up to 64 queries at a time: a softmax then runs down the rows, a query
 // per lane, without a sum across lanes; and each of the seven matrix products is
@@ -8,6 +8,11 @@
 
 // 24 sums of 32 registers, or 12 of 16
 constexpr int tile_rows = 6, tile_vectors = MISPLACE_LEVEL >= 512 ? 4 : 2;
+
+#include "cpu/attention_fp32.h"
+#if MISPLACE_LEVEL >= 513
+#include "cpu/attention_pairs.h"
+#endif
 
 constexpr float log2_e = 1.4426950408889634f;
 
@@ -111,7 +116,7 @@ struct Exponential {
 
   explicit Exponential(float scale) : sign(scale < 0 ? -1.0f : 1.0f), factor(sign * scale * log2_e) {}
   __attribute__((always_inline)) f32v of(f32v scores, f32v largest) const {
-    return exp2((scores * sign - largest) * factor);
+    return exp2((scores * sign - largest) * factor, power_of_2);
   }
 };
 

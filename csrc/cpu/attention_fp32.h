@@ -1,5 +1,5 @@
 // The number format of cpu/attention_body.h that runs everywhere: what the tensors hold is widened to fp32 on its
-// way into scratch. No include guard: included once per instruction set (cpu/isa.h).
+// way into scratch. No include guard: included once per instruction set (cpu/each_isa.h).
 
 struct Fp32 {
   using Word = float;  // what one lane of a matrix product takes in per step

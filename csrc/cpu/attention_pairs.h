@@ -1,6 +1,6 @@
 // The number format of cpu/attention_body.h for bf16 on a CPU that multiplies pairs of bf16 and adds both products
 // in fp32: a word is two neighbours along the contraction. Needs a head dim that is a multiple of 32.
-// No include guard: included once per instruction set (cpu/isa.h).
+// No include guard: included once per instruction set (cpu/each_isa.h).
 
 struct Pairs {
   using Word = uint32_t;

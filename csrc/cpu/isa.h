@@ -1,18 +1,4 @@
-// Which vector instructions this CPU has, and how a file is compiled once for each of them.
-//
-// A kernel's text lives in a header without include guard, which sees only raw pointers and cpu/vec.h. Its .cpp
-// includes it once per level, each time in a namespace of its own:
-//
-//   #define MISPLACE_LEVEL 512
-//   MISPLACE_BEGIN_AVX512
-//   namespace misplace::gelu::avx512 {
-//   #include "cpu/vec.h"
-//   #include "cpu/gelu_body.h"
-//   }
-//   MISPLACE_END
-//   #undef MISPLACE_LEVEL
-//
-// Standard and ATen headers come before the first of these: what they define inline must run on every CPU.
+// Which vector instructions this CPU has; cpu/each_isa.h compiles a kernel for each of them.
 #pragma once
 
 #include <c10/util/Exception.h>
@@ -31,9 +17,6 @@
 #define MISPLACE_BEGIN(features) MISPLACE_PRAGMA(GCC push_options) MISPLACE_PRAGMA(GCC target(features))
 #define MISPLACE_END MISPLACE_PRAGMA(GCC pop_options)
 #endif
-#define MISPLACE_BEGIN_AVX2 MISPLACE_BEGIN("avx2,fma")
-#define MISPLACE_BEGIN_AVX512 MISPLACE_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
-#define MISPLACE_BEGIN_AVX512_BF16 MISPLACE_BEGIN("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
 #endif
 
 #if defined(__GNUC__)

@@ -1,5 +1,5 @@
 // A vector of fp32 as wide as this instruction set's registers, in the compiler's own vector types.
-// No include guard: included once per instruction set, inside that one's namespace (cpu/isa.h).
+// No include guard: included once per instruction set, inside that one's namespace (cpu/each_isa.h).
 
 #if MISPLACE_LEVEL >= 512
 constexpr int lanes = 16;
@@ -34,11 +34,15 @@ MISPLACE_INLINE void store(float* to, f32v x) { __builtin_memcpy(to, &x, sizeof 
 
 // To nearest even; a NaN stays one.
 MISPLACE_INLINE u16v to_bf16(f32v x) {
-#if MISPLACE_LEVEL >= 5120
+#if MISPLACE_LEVEL >= 513
   return (u16v)_mm512_cvtneps_pbh((__m512)x);
+#elif MISPLACE_LEVEL >= 512
+  const u32v bits = (u32v)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_set1_epi32(0x7fc0);
+  return (u16v)_mm512_cvtepi32_epi16(_mm512_mask_mov_epi32((__m512i)rounded, is_nan, quiet));
 #else
-  const u32v bits = (u32v)x;
-  const u32v rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const u32v bits = (u32v)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const u32v is_nan = (u32v)(x != x);
   return __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), u16v);
 #endif
@@ -66,7 +70,15 @@ MISPLACE_INLINE void store_first(T* to, f32v x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
 }
 
-MISPLACE_INLINE f32v larger(f32v a, f32v b) {  // b where a is NaN
+MISPLACE_INLINE f32v smaller(f32v a, f32v b) {  // b where either is NaN
+#if MISPLACE_LEVEL >= 512
+  return (f32v)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+MISPLACE_INLINE f32v larger(f32v a, f32v b) {  // b where either is NaN
 #if MISPLACE_LEVEL >= 512
   return (f32v)_mm512_max_ps((__m512)a, (__m512)b);
 #else
@@ -83,21 +95,28 @@ MISPLACE_INLINE float sum(f32v x) {
   return parts[0];
 }
 
-// 2^x for x <= 127, relative error 3e-9 and rounding; 0 below 2^-126 (no denormals); NaN stays NaN.
-MISPLACE_INLINE f32v exp2(f32v x) {
+// c[0] + c[1] x + ... + c[N - 1] x^(N - 1)
+template <int N>
+MISPLACE_INLINE f32v polynomial(const float (&c)[N], f32v x) {
+  f32v y = splat(c[N - 1]);
+#pragma GCC unroll 16
+  for (int i = N - 2; i >= 0; --i) y = y * x + c[i];
+  return y;
+}
+
+// Of 2^x in [-1/2, 1/2]: relative error 3e-9, and 1 at 0; relative error 7.5e-5.
+constexpr float power_of_2[] = {1.0f,           0.693147182f,   0.240226507f,  0.0555032715f,
+                                0.00961805694f, 0.00134004280f, 0.000154614449f};
+constexpr float rough_power_of_2[] = {0.999928057f, 0.693260968f, 0.242611125f, 0.0551716648f};
+
+// 2^x for x <= 127, as exact as `power`; 0 below 2^-126 (no denormals); NaN stays NaN.
+template <int N>
+MISPLACE_INLINE f32v exp2(f32v x, const float (&power)[N]) {
   x = larger(splat(-127.0f), x);
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const f32v shifted = x + shift;
-  const f32v fraction = x - (shifted - shift);  // in [-1/2, 1/2]
-  f32v power = splat(1.5461445e-4f);
-  power = power * fraction + 1.3400428e-3f;
-  power = power * fraction + 9.6180569e-3f;
-  power = power * fraction + 5.5503272e-2f;
-  power = power * fraction + 2.4022651e-1f;
-  power = power * fraction + 6.9314718e-1f;
-  power = power * fraction + 1.0f;
   const u32v exponent = ((u32v)shifted - (0x4b400000 - 127)) << 23;
-  return power * (f32v)exponent;
+  return polynomial(power, x - (shifted - shift)) * (f32v)exponent;
 }
 
 // Rows and columns exchanged.
