@@ -87,12 +87,16 @@ MISPLACE_INLINE f32v larger(f32v a, f32v b) {  // b where either is NaN
 }
 
 MISPLACE_INLINE float sum(f32v x) {
+#if MISPLACE_LEVEL >= 512
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float parts[lanes];
   store(parts, x);
   for (int half = lanes / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
   }
   return parts[0];
+#endif
 }
 
 // c[0] + c[1] x + ... + c[N - 1] x^(N - 1)
