@@ -4,10 +4,11 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_dtype, require_floating, require_shape
 from ..impl import Impl, choose
-from . import reference, stock
+from . import native, reference, stock
 
-SUPPORTED = {"cpu": (Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-RUN = {Impl.TORCH: stock.attention, Impl.REFERENCE: reference.attention}
+SUPPORTED = {"cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
+OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE)}  # than those of the native kernels
+RUN = {Impl.NATIVE: native.attention, Impl.TORCH: stock.attention, Impl.REFERENCE: reference.attention}
 
 
 def attention(
@@ -24,6 +25,7 @@ def attention(
     Packed: the last dimension is q, k, v, each as num_heads heads, as timm's qkv projection gives it.
     Separate: q, k and v have the heads as a dimension of their own, and keys may be of another number than
     queries. scale: 1 / sqrt(head dim) when None. Differentiable in every input.
+    native takes any number of tokens and any head dim, in fp32 and bf16; for other dtypes "auto" means torch.
     ValueError for a shape, a device, no keys, or a num_heads that does not divide D or contradicts q;
     TypeError for dtypes.
     """
@@ -32,8 +34,19 @@ def attention(
     packed = k is None
     q, k, v = _split(qkv, num_heads) if packed else _separate(qkv, k, v, num_heads)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = RUN[choose("attention", impl, q.device, SUPPORTED)](q, k, v, scale)
+    chosen = _choose(impl, q)
+    if packed and chosen is Impl.NATIVE:
+        return native.attention_packed(qkv, num_heads, scale)
+    out = RUN[chosen](q, k, v, scale)
     return out.flatten(2) if packed else out
+
+
+def _choose(impl: Impl | str, q: Tensor) -> Impl:
+    if q.dtype in native.DTYPES:
+        return choose("attention", impl, q.device, SUPPORTED)
+    if impl == Impl.NATIVE:
+        raise TypeError(f"attention: impl=native takes torch.float32 or torch.bfloat16, not {q.dtype}")
+    return choose("attention", impl, q.device, OTHER_DTYPES)
 
 
 def _split(qkv: Tensor, num_heads: int | None) -> tuple[Tensor, Tensor, Tensor]:
