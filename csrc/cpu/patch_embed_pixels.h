@@ -11,11 +11,11 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MISPLACE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
+#include "cpu/patch_embed_avx512.h"
 #endif
 
 namespace misplace::patch_embed {
 
-// Loops over whole vectors are compiled twice: for any CPU, and for AVX-512.
 inline bool has_avx512() {
 #ifdef MISPLACE_AVX512
   static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -72,63 +72,42 @@ struct Normalisation {
   }
 };
 
+// One run of a patch on any CPU; patch_embed_avx512.h has its twin.
 template <class Pixel, class To, class Wide>
-MISPLACE_HOST_DEVICE void row_body(const Pixel* patch, const Runs& runs, int64_t first, int64_t last,
-                                   const Normalisation<Wide>& by, To* out) {
-  const Wide *scale = by.scale.data() + first * runs.length, *shift = by.shift.data() + first * runs.length;
-  for (int64_t run = first; run < last; ++run, out += runs.length, scale += runs.length, shift += runs.length) {
-    const Pixel* from = patch + runs.offset[run];
-    for (int64_t i = 0; i < runs.length; ++i) {
-      out[i] = rounded<To>(static_cast<Wide>(from[i]) * scale[i] + shift[i]);
-    }
-  }
+void write_plain(const Pixel* from, const Wide* scale, const Wide* shift, int64_t count, To* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = rounded<To>(static_cast<Wide>(from[i]) * scale[i] + shift[i]);
 }
-
-// Two patches at a time, their pixels alternating: the pairs of bf16 that a dot-product instruction takes.
-template <class Pixel>
-MISPLACE_HOST_DEVICE void pair_body(const Pixel* even, const Pixel* odd, const Runs& runs, int64_t first, int64_t last,
-                                    const Normalisation<float>& by, uint32_t* out) {
-  const float *scale = by.scale.data() + first * runs.length, *shift = by.shift.data() + first * runs.length;
-  for (int64_t run = first; run < last; ++run, out += runs.length, scale += runs.length, shift += runs.length) {
-    const Pixel *a = even + runs.offset[run], *b = odd + runs.offset[run];
-    for (int64_t i = 0; i < runs.length; ++i) {
-      const uint32_t low = bf16_bits(static_cast<float>(a[i]) * scale[i] + shift[i]);
-      const uint32_t high = bf16_bits(static_cast<float>(b[i]) * scale[i] + shift[i]);
-      out[i] = low | high << 16;
-    }
-  }
-}
-
-#ifdef MISPLACE_AVX512
-template <class Pixel, class To, class Wide>
-MISPLACE_AVX512 void row_avx512(const Pixel* patch, const Runs& runs, int64_t first, int64_t last,
-                                const Normalisation<Wide>& by, To* out) {
-  row_body(patch, runs, first, last, by, out);
-}
-template <class Pixel>
-MISPLACE_AVX512 void pair_avx512(const Pixel* even, const Pixel* odd, const Runs& runs, int64_t first, int64_t last,
-                                 const Normalisation<float>& by, uint32_t* out) {
-  pair_body(even, odd, runs, first, last, by, out);
-}
-#endif
 
 // The runs [first, last) of one patch, normalised.
 template <class Pixel, class To, class Wide>
 void write_row(const Pixel* patch, const Runs& runs, int64_t first, int64_t last, const Normalisation<Wide>& by,
                To* out) {
+  const int64_t length = runs.length;
+  for (int64_t run = first; run < last; ++run, out += length) {
+    const Wide *scale = by.scale.data() + run * length, *shift = by.shift.data() + run * length;
 #ifdef MISPLACE_AVX512
-  if (has_avx512()) return row_avx512(patch, runs, first, last, by, out);
+    if constexpr (std::is_same_v<Wide, float>) {
+      if (has_avx512()) {
+        write_run(patch + runs.offset[run], scale, shift, length, out);
+        continue;
+      }
+    }
 #endif
-  row_body(patch, runs, first, last, by, out);
+    write_plain(patch + runs.offset[run], scale, shift, length, out);
+  }
 }
 
+// Two patches at a time, their pixels alternating: the pairs of bf16 that a dot-product instruction takes.
 template <class Pixel>
 void write_pair(const Pixel* even, const Pixel* odd, const Runs& runs, int64_t first, int64_t last,
                 const Normalisation<float>& by, uint32_t* out) {
-#ifdef MISPLACE_AVX512
-  if (has_avx512()) return pair_avx512(even, odd, runs, first, last, by, out);
+#ifdef MISPLACE_AVX512  // there is no product of bf16 pairs without it
+  const int64_t length = runs.length;
+  for (int64_t run = first; run < last; ++run, out += length) {
+    write_run_pair(even + runs.offset[run], odd + runs.offset[run], by.scale.data() + run * length,
+                   by.shift.data() + run * length, length, out);
+  }
 #endif
-  pair_body(even, odd, runs, first, last, by, out);
 }
 
 }  // namespace misplace::patch_embed
