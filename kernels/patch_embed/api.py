@@ -44,8 +44,8 @@ def patch_embed(
     channel, in units where white is 1; None for both leaves the pixels unnormalised.
     Differentiable in weight, bias, pos_table, class_token, no_position and floating images.
     ValueError for a shape (also an image side that p does not divide, and K = 0), a layout or a device;
-    TypeError for a dtype. impl="reference", outside torch.compile, raises IndexError for src or pos out of
-    range; the others trust it.
+    TypeError for a dtype. impl="reference", outside torch.compile, and "native" on the CPU raise IndexError for
+    src or pos out of range; the others trust it. impl="triton" takes no float64.
     """
     _validate_images(images, weight, patch_size, mean, std, layout)
     _validate_tables(images, weight, bias, pos_table, class_token, no_position, layout)
