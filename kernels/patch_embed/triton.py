@@ -90,10 +90,12 @@ def forward_kernel(
     tl.store(place, tl.broadcast_to(first_row[None, :], [BLOCK_T, BLOCK_D]), mask=is_first[:, None] & in_row[None, :])
 
 
-def forward_sizes(dim: int, pixels: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """BLOCK_T, BLOCK_D, BLOCK_P and num_warps."""
+def forward_sizes(dim: int, pixels: int, dtype: torch.dtype, is_aligned: bool) -> tuple[int, int, int, int]:
+    """BLOCK_T, BLOCK_D, BLOCK_P and num_warps; pixels that are read one by one take a register pair each."""
     if is_wide(dtype):
         return 64, tile(dim, 32), tile(pixels, 32), 4
+    if not is_aligned:
+        return 64, tile(dim, 64), tile(pixels, 32), 4
     return 128, tile(dim, 64 if dim % 128 else 128), tile(pixels, 64), 8
 
 
@@ -105,7 +107,9 @@ def _forward(images, weight, bias, pos_table, class_token, no_position, src, pos
         return out
     walk = walk_of(images, weight.shape[-1], channels_last, scale, shift)
     tokens, dim = src.numel(), weight.shape[0]
-    block_t, block_d, block_p, num_warps = forward_sizes(dim, walk.pixels, weight.dtype)
+    block_t, block_d, block_p, num_warps = forward_sizes(
+        dim, walk.pixels, weight.dtype, walk.is_aligned and dim % 16 == 0
+    )
     grid = (triton.cdiv(tokens, block_t) * triton.cdiv(dim, block_d),)
     forward_kernel[grid](
         images, walk.weight(weight), bias.contiguous(), pos_table.contiguous(), class_token.contiguous(),

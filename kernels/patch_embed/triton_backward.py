@@ -193,16 +193,20 @@ def splits_of(rows: int, block: int, programs: int) -> tuple[int, int]:
     return triton.cdiv(rows, each), each
 
 
-def weight_sizes(dim: int, pixels: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+def weight_sizes(dim: int, pixels: int, dtype: torch.dtype, is_aligned: bool) -> tuple[int, int, int, int]:
     """BLOCK_T, BLOCK_D, BLOCK_P and num_warps."""
     if is_wide(dtype):
         return 32, tile(dim, 64), tile(pixels, 32), 4
+    if not is_aligned:
+        return 32, tile(dim, 64), tile(pixels, 64), 4
     return 64, tile(dim, 128), tile(pixels, 128), 8
 
 
 def launch_weight(gradient: Tensor, src: Tensor, walk: Walk, result: Tensor) -> None:
     tokens, dim = src.numel(), gradient.shape[2]
-    block_t, block_d, block_p, num_warps = weight_sizes(dim, walk.pixels, gradient.dtype)
+    block_t, block_d, block_p, num_warps = weight_sizes(
+        dim, walk.pixels, gradient.dtype, walk.is_aligned and dim % 16 == 0
+    )
     programs = triton.cdiv(dim, block_d), triton.cdiv(walk.pixels, block_p)
     splits, each = splits_of(tokens, block_t, programs[0] * programs[1])
     parts = gradient.new_empty((splits, dim, walk.pixels), dtype=torch.float32)
@@ -253,7 +257,7 @@ def image_sizes(dim: int, pixels: int, dtype: torch.dtype) -> tuple[int, int, in
     """BLOCK_L, BLOCK_K, BLOCK_D, BLOCK_P and num_warps."""
     if is_wide(dtype):
         return 32, 32, tile(dim, 32), tile(pixels, 32), 4
-    return 32, 32, tile(dim, 64), tile(pixels, 64), 4
+    return 32, 32, tile(dim, 64), tile(pixels, 32), 4
 
 
 def launch_image(gradient: Tensor, weight: Tensor, src: Tensor, walk: Walk) -> None:

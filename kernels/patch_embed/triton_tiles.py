@@ -107,6 +107,15 @@ class Walk(NamedTuple):
     def constants(self) -> dict[str, int | bool]:
         return dict(PATCH=self.patch_size, CHANNELS=self.channels, INTERLEAVED=self.interleaved)
 
+    @property
+    def is_aligned(self) -> bool:
+        """A thread can read sixteen pixels at once: neighbours, at an address that 16 divides."""
+        run = self.patch_size * (self.channels if self.interleaved else 1)
+        image, row, column, channel = self.strides
+        planar = not self.interleaved
+        apart = (run, image, row, self.images.data_ptr(), *((channel,) if planar else ()))
+        return not (planar and column != 1) and all(number % 16 == 0 for number in apart)
+
     def weight(self, weight: Tensor) -> Tensor:
         """The weight in walking order: a small copy, where the images would be a large one."""
         return weight.permute(0, 2, 3, 1).contiguous() if self.interleaved else weight.contiguous()
