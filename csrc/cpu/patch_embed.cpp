@@ -7,6 +7,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <string>
+
 #include "cpu/patch_embed_matmul.h"
 #include "cpu/patch_embed_pixels.h"
 #include "cpu/patch_embed_tokens.h"
@@ -122,7 +124,12 @@ Tensor patch_embed_cpu(const Tensor& images_, const Tensor& weight_, const Tenso
   return out;
 }
 
+std::string patch_embed_path() { return multiplies_bf16() ? "brgemm bf16" : "fp32"; }
+
 }  // namespace
 }  // namespace misplace::patch_embed
 
 TORCH_LIBRARY_IMPL(misplace, CPU, m) { m.impl("patch_embed", &misplace::patch_embed::patch_embed_cpu); }
+TORCH_LIBRARY_IMPL(misplace, CompositeExplicitAutograd, m) {
+  m.impl("patch_embed_path", &misplace::patch_embed::patch_embed_path);
+}

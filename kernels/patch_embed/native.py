@@ -7,6 +7,12 @@ from .operators import define, normalisation
 
 _library = torch.library.Library("misplace", "FRAGMENT")
 define(_library, "patch_embed")
+_library.define("patch_embed_path() -> str")
+
+
+def cpu_path() -> str:
+    """How this CPU multiplies bf16 here, chosen once: "brgemm bf16" (AMX or AVX-512 BF16), or "fp32"."""
+    return torch.ops.misplace.patch_embed_path()
 
 
 def patch_embed(

@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -202,6 +204,30 @@ def test_threads_do_not_matter(shape, dtype):
         torch.set_num_threads(threads)
     for run in runs[1:]:
         assert all(torch.equal(run[name], result) for name, result in runs[0].items())
+
+
+PLAIN = """
+import functools, importlib.util, sys, torch
+torch.backends.mkldnn.set_flags(False)
+from misplace.kernels import patch_embed
+from misplace.kernels.patch_embed.native import cpu_path
+from misplace.kernels.testing.compare import check
+spec = importlib.util.spec_from_file_location("shared", sys.argv[1])
+shared = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shared)
+ops = [functools.partial(f, **shared.options(3, 8)) for f in (patch_embed, shared.eager, shared.oracle)]
+ops[0] = functools.partial(ops[0], impl="native")
+for dtype in (torch.bfloat16, torch.float32):
+    check(*ops, shared.make(9, 3, 3, 8, 3, 70, 8, dtype=dtype), shared.WANTED)
+print(cpu_path())
+"""
+
+
+def test_a_cpu_without_bf16_products_multiplies_in_fp32():
+    """Where oneDNN is off as well, through PyTorch's BLAS."""
+    done = subprocess.run([sys.executable, "-c", PLAIN, __file__], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "fp32"
 
 
 def opcheck(operator, tensors):
