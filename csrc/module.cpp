@@ -1,4 +1,5 @@
 // The Python module misplace.kernels._C: build_info() only. Ops register through TORCH_LIBRARY_IMPL.
+#include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
@@ -6,11 +7,39 @@
 #include <map>
 #include <string>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
+// As a text, commas and all: the compiler is given names without quotes.
+#define TEXT_OF(...) #__VA_ARGS__
+#define TEXT(...) TEXT_OF(__VA_ARGS__)
+
+// ATen's vector width, and the matrix instructions that kernels look for when they run.
+static std::string cpu_capability() {
+  std::string found = at::get_cpu_capability();
+#if defined(__x86_64__) && defined(__GNUC__)
+  constexpr unsigned avx512_bf16_in_eax = 1u << 5, amx_bf16_in_edx = 1u << 22;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & avx512_bf16_in_eax)) found += " avx512_bf16";
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & amx_bf16_in_edx)) found += " amx_bf16";
+#endif
+  return found;
+}
+
+// A device type that is missing here has no native kernels; kernels/impl.py asks for it by its name.
 static std::map<std::string, std::string> build_info() {
-  return {{"torch", TORCH_VERSION}, {"compiler", __VERSION__}};
+  return {
+      {"torch", TORCH_VERSION},
+      {"compiler", __VERSION__},
+      {"cpu", cpu_capability()},
+#ifdef MISPLACE_CUDA_ARCHS
+      {"cuda", TEXT(MISPLACE_CUDA_ARCHS)},
+#endif
+  };
 }
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of misplace; importing it registers torch.ops.misplace.*";
-  module.def("build_info", &build_info, "What this extension was built with.");
+  module.def("build_info", &build_info, "What this extension was built with and for.");
 }

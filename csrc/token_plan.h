@@ -2,6 +2,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
 #include <cstdint>
@@ -21,6 +23,17 @@ inline void check(const at::Tensor& index, int64_t num_patches, int64_t num_kept
                     "token_plan: need 1 <= num_kept <= num_patches <= ", max_patches);
   TORCH_CHECK_VALUE(0 <= wrong_threshold && wrong_threshold <= (int64_t{1} << 32),
                     "token_plan: wrong_threshold must be in [0, 2^32]");
+}
+
+inline Plan empty_plan(const at::Tensor& index, int64_t num_kept) {
+  const at::Tensor src = at::empty({index.size(0), num_kept}, index.options().dtype(at::kInt));
+  return {src, at::empty_like(src), at::empty_like(src, src.options().dtype(at::kBool))};
+}
+
+// An op's integers are int64; here they get the widths that Philox counts in.
+inline Draw make_draw(int64_t seed, int64_t epoch, int64_t view, int64_t wrong_threshold) {
+  return {static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch), static_cast<uint32_t>(view),
+          static_cast<uint64_t>(wrong_threshold)};
 }
 
 }  // namespace misplace::token_plan

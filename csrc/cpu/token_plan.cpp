@@ -5,8 +5,6 @@
 #include "token_plan.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -90,12 +88,9 @@ Plan token_plan_cpu(const at::Tensor& index, int64_t num_patches, int64_t num_ke
   check(index, num_patches, num_kept, wrong_threshold);
   const int bucket_bits = std::max<int>(1, std::bit_width(static_cast<uint64_t>(num_patches - 1)));
   const Sizes sizes{static_cast<int>(num_patches), static_cast<int>(num_kept), 32 - bucket_bits};
-  const Draw by{static_cast<uint64_t>(seed), static_cast<uint32_t>(epoch), static_cast<uint32_t>(view),
-                static_cast<uint64_t>(wrong_threshold)};
+  const Draw by = make_draw(seed, epoch, view, wrong_threshold);
   const int64_t num_images = index.size(0), stride = index.stride(0);
-  at::Tensor src = at::empty({num_images, num_kept}, index.options().dtype(at::kInt));
-  at::Tensor pos = at::empty_like(src);
-  at::Tensor wrong = at::empty({num_images, num_kept}, index.options().dtype(at::kBool));
+  const auto [src, pos, wrong] = empty_plan(index, num_kept);
   const int64_t* indices = index.const_data_ptr<int64_t>();
   int32_t *src_out = src.mutable_data_ptr<int32_t>(), *pos_out = pos.mutable_data_ptr<int32_t>();
   bool* wrong_out = wrong.mutable_data_ptr<bool>();

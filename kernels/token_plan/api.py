@@ -12,7 +12,7 @@ from ..impl import Impl, choose
 MAX_PATCHES = 1024
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.REFERENCE, Impl.TRITON),
-    "cuda": (Impl.TRITON, Impl.REFERENCE),
+    "cuda": (Impl.NATIVE, Impl.TRITON, Impl.REFERENCE),
 }
 
 
