@@ -12,10 +12,11 @@ from ..checks import (
     require_shape,
 )
 from ..impl import Impl, choose
-from . import reference, stock
 
-SUPPORTED = {"cpu": (Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-RUN = {Impl.TORCH: stock.patch_embed, Impl.REFERENCE: reference.patch_embed}
+SUPPORTED = {
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.NATIVE, Impl.TORCH, Impl.REFERENCE),
+}
 OP = "patch_embed"
 
 
@@ -43,14 +44,27 @@ def patch_embed(
     channel, in units where white is 1; None for both leaves the pixels unnormalised.
     Differentiable in weight, bias, pos_table, class_token, no_position and floating images.
     ValueError for a shape (also an image side that p does not divide, and K = 0), a layout or a device;
-    TypeError for a dtype. impl="reference", outside torch.compile, raises IndexError for src or pos out of
-    range; the others trust it.
+    TypeError for a dtype. impl="reference", outside torch.compile, and "native" on the CPU raise IndexError for
+    src or pos out of range; the others trust it. impl="triton" takes no float64.
     """
     _validate_images(images, weight, patch_size, mean, std, layout)
     _validate_tables(images, weight, bias, pos_table, class_token, no_position, layout)
     _validate_plan(images, src, pos)
-    run = RUN[choose(OP, impl, images.device, SUPPORTED)]
+    run = _implementation(choose(OP, impl, images.device, SUPPORTED))
     return run(images, weight, bias, pos_table, class_token, no_position, src, pos, mean, std, layout)
+
+
+def _implementation(chosen: Impl):
+    match chosen:
+        case Impl.NATIVE:
+            from .native import patch_embed as run
+        case Impl.TRITON:
+            from .triton import patch_embed as run
+        case Impl.TORCH:
+            from .stock import patch_embed as run
+        case _:
+            from .reference import patch_embed as run
+    return run
 
 
 def _validate_images(
