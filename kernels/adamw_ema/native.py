@@ -1,4 +1,4 @@
-"""The registered ops misplace::adamw_ema and misplace::grad_norm; misplace.kernels._C adds their kernels (csrc/)."""
+"""The registered op misplace::adamw_ema; misplace.kernels._C adds its kernels (csrc/)."""
 
 import torch
 from torch import Tensor
