@@ -15,7 +15,9 @@ inline bool has_path(VectorPath path) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   }
-  if (path == VectorPath::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (path == VectorPath::avx2) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }
 #endif
   return path == VectorPath::plain;
 }

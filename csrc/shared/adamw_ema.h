@@ -39,18 +39,20 @@ MISPLACE_HOST_DEVICE Coefficients coefficients(const Numbers& now, const Setting
   return c;
 }
 
-// keep = 1 - lr * weight_decay of the tensor
+// keep = 1 - lr * weight_decay of the tensor. Fused multiply-adds are written out, so that every compiler rounds at
+// the same places.
 MISPLACE_HOST_DEVICE void adamw(float& parameter, float gradient, float& exp_avg, float& exp_avg_sq, float keep,
                                 const Coefficients& c) {
   gradient *= c.grad_scale;
-  exp_avg += c.one_minus_beta1 * (gradient - exp_avg);
-  exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * gradient * gradient;
-  parameter = parameter * keep - c.step_size * (exp_avg / (sqrtf(exp_avg_sq) * c.inverse_root + c.eps));
+  exp_avg = fmaf(c.one_minus_beta1, gradient - exp_avg, exp_avg);
+  exp_avg_sq = fmaf(c.beta2, exp_avg_sq, c.one_minus_beta2 * gradient * gradient);
+  const float direction = exp_avg / fmaf(sqrtf(exp_avg_sq), c.inverse_root, c.eps);
+  parameter = fmaf(-c.step_size, direction, parameter * keep);
 }
 
 // teacher == parameter stays so to the bit
 MISPLACE_HOST_DEVICE void follow(float& teacher, float parameter, const Coefficients& c) {
-  teacher += c.one_minus_momentum * (parameter - teacher);
+  teacher = fmaf(c.one_minus_momentum, parameter - teacher, teacher);
 }
 
 MISPLACE_HOST_DEVICE uint16_t to_bfloat16(float value) {

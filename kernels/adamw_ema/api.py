@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import require_device, require_dtype, require_floating, require_shape
+from ..checks import require_device, require_dtype, require_shape
 from ..impl import Impl, choose
-from .tensors import OP, SCALAR_DTYPES, AdamWTensors, Scalars
+from .tensors import GRADIENT_DTYPES, OP, SCALAR_DTYPES, AdamWTensors, Scalars
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
@@ -59,7 +59,7 @@ def update(
 ) -> None:
     """One optimiser step, in place, on tensors that were validated once; reference.py is the specification.
 
-    gradients: one per parameter, bf16, fp16 or fp32, undefined afterwards; None leaves its parameter, moments,
+    gradients: one per parameter, fp32, bf16 or fp16, undefined afterwards; None leaves its parameter, moments,
     teacher and copies as they are. step: the number of this update, from 1. decay_scale: multiplies every
     weight_decay (a schedule). grad_scale: multiplies every gradient (unscaling and clipping). momentum: of the
     teacher in this call, which follows the parameters that this call has updated; the copies are written last.
@@ -82,7 +82,7 @@ def update(
             name = f"gradients[{i}]"
             require_shape(OP, name, gradient, parameter.shape, "its parameter's shape")
             require_device(OP, tensors.device, **{name: gradient})
-            require_floating(OP, **{name: gradient})
+            require_dtype(OP, name, gradient, *GRADIENT_DTYPES, tensors.dtype)
     scalars = _scalars(tensors, step, lr, decay_scale, grad_scale, momentum)
     supported = DOUBLE if tensors.dtype == torch.float64 else SUPPORTED
     run = _implementation(choose(OP, impl, tensors.device, supported))

@@ -61,6 +61,9 @@ def _fused_adamw(
             maximize=False,
             grad_scale=divisor,
         )
+    # the fused operator does not tell autograd that it has written
+    for entries in (tensors.parameters, tensors.exp_avg, tensors.exp_avg_sq):
+        torch.autograd.graph.increment_version([entries[i] for i in live])
 
 
 def _divisor(grad_scale: float | Tensor, like: Tensor) -> Tensor | None:

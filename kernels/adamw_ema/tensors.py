@@ -11,6 +11,7 @@ from ..checks import require_device, require_dtype, require_shape
 OP = "adamw_ema"
 MASTERS = ("parameters", "exp_avg", "exp_avg_sq", "teacher")
 COPIES = ("student_copies", "teacher_copies")
+GRADIENT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SCALAR_DTYPES = (torch.float32, torch.float64, torch.int64)
 
 
