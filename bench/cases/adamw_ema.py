@@ -47,9 +47,7 @@ def _inputs(width: int, depth: int, copies: bool, device: torch.device) -> Input
 
 def _ours(inputs: Inputs, impl: str) -> Thunk:
     def step() -> list[Tensor]:
-        update(
-            inputs.tensors, inputs.gradients, step=STEP, lr=LR, betas=BETAS, eps=EPS, momentum=MOMENTUM, impl=impl
-        )
+        update(inputs.tensors, inputs.gradients, step=STEP, lr=LR, betas=BETAS, eps=EPS, momentum=MOMENTUM, impl=impl)
         return inputs.tensors.parameters
 
     return step

@@ -13,13 +13,12 @@ scalars in tensors a program of one thread turns them into coefficients first, s
 them; a graph needs its AdamWTensors alive, and each graph its own.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .coefficients import coefficients_on_device, coefficients_on_host
 from .table import FIELDS, NUM_WARPS, PIECE, current_table, make_addresses
 from .tensors import AdamWTensors, Scalars
 
@@ -126,54 +125,6 @@ def adamw_ema_kernel(
                     rate1, beta2, rate2, eps, PIECE, False)  # fmt: skip
 
 
-@triton.jit
-def _read(scalar, IS_TENSOR: tl.constexpr):
-    if IS_TENSOR:
-        return tl.load(scalar).to(tl.float64)
-    else:
-        return tl.full((), scalar, tl.float64)
-
-
-@triton.jit
-def coefficients_kernel(
-    to_ptr,  # fp32 [5]
-    step,
-    lr,
-    decay_scale,
-    grad_scale,
-    momentum,
-    LOG_BETA1: tl.constexpr,
-    LOG_BETA2: tl.constexpr,
-    STEP: tl.constexpr,
-    LR: tl.constexpr,
-    DECAY_SCALE: tl.constexpr,
-    GRAD_SCALE: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-):
-    """In fp64, since 1 - beta2^1 leaves three digits of an fp32. The capitals: whether that scalar is a tensor."""
-    count, rate = _read(step, STEP), _read(lr, LR)
-    correction1, correction2 = 1 - tl.exp(count * LOG_BETA1), 1 - tl.exp(count * LOG_BETA2)
-    tl.store(to_ptr, _read(grad_scale, GRAD_SCALE).to(tl.float32))
-    tl.store(to_ptr + 1, (rate * _read(decay_scale, DECAY_SCALE)).to(tl.float32))
-    tl.store(to_ptr + 2, (1 / tl.sqrt(correction2)).to(tl.float32))
-    tl.store(to_ptr + 3, (rate / correction1).to(tl.float32))
-    tl.store(to_ptr + 4, (1 - _read(momentum, MOMENTUM)).to(tl.float32))
-
-
-def _on_device(numbers, scalars, betas, like: Tensor) -> Tensor:
-    to = like.new_empty(5, dtype=torch.float32)
-    mixed = [number if scalar is None else scalar for number, scalar in zip(numbers, scalars)]
-    logs = [math.log(beta) if beta > 0 else -math.inf for beta in betas]
-    coefficients_kernel[(1,)](to, *mixed, *logs, *(scalar is not None for scalar in scalars), num_warps=1)
-    return to
-
-
-def _on_host(numbers: list[float], betas: tuple[float, float]) -> tuple[float, ...]:
-    step, lr, decay_scale, grad_scale, momentum = numbers
-    inverse_root = (1 - betas[1] ** step) ** -0.5
-    return grad_scale, lr * decay_scale, inverse_root, lr / (1 - betas[0] ** step), 1 - momentum
-
-
 _library = torch.library.Library("misplace", "FRAGMENT")
 _library.define(
     "adamw_ema_triton(Tensor(a!)[] state, int[] slots, Tensor?[] gradients, float[] weight_decay, float[] numbers, "
@@ -194,8 +145,8 @@ def _launch(state, slots, gradients, weight_decay, numbers, scalars, beta1, beta
     if num_pieces == 0:
         return
     on_device = any(scalar is not None for scalar in scalars)
-    coefficients = _on_device(numbers, scalars, (beta1, beta2), state[0]) if on_device else table
-    given = (1.0,) * 5 if on_device else _on_host(numbers, (beta1, beta2))
+    coefficients = coefficients_on_device(numbers, scalars, (beta1, beta2), state[0]) if on_device else table
+    given = (1.0,) * 5 if on_device else coefficients_on_host(numbers, (beta1, beta2))
     adamw_ema_kernel[(num_pieces,)](
         table, coefficients, len(gradients), *given, 1 - beta1, beta2, 1 - beta2, eps,
         FIELDS=FIELDS, PIECE=PIECE, ON_DEVICE=on_device, num_warps=NUM_WARPS,

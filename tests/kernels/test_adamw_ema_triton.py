@@ -49,7 +49,7 @@ def test_compiled_ahead_of_time_does_not_spill(capability, scalars_on_device):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_coefficients_compiled_ahead_of_time_do_not_spill(capability):
     pytest.importorskip("triton", reason="triton is not installed")
-    from misplace.kernels.adamw_ema.triton import coefficients_kernel
+    from misplace.kernels.adamw_ema.coefficients import coefficients_kernel
     from misplace.kernels.testing.ahead_of_time import resources
 
     flags = tuple(name.upper() for name in SCALARS)
