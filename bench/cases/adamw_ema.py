@@ -64,7 +64,7 @@ def _eager(inputs: Inputs) -> Thunk:
         tensors.parameters, inputs.gradients, tensors.exp_avg, tensors.exp_avg_sq
     ):
         parameter.grad = gradient
-        count = torch.tensor(float(STEP), device=parameter.device)
+        count = torch.tensor(STEP - 1.0, device=parameter.device)
         optimizer.state[parameter] = {"step": count, "exp_avg": first, "exp_avg_sq": second}
     copies = _present(tensors.student_copies) + _present(tensors.teacher_copies)
     copied = (tensors.parameters + tensors.teacher) if copies else []
@@ -79,7 +79,7 @@ def _eager(inputs: Inputs) -> Thunk:
 
 def _compiled(inputs: Inputs) -> Thunk:
     tensors, device = inputs.tensors, inputs.tensors.device
-    numbers = (1 - LR * DECAY, LR / (1 - BETAS[0] ** STEP), (1 - BETAS[1] ** STEP) ** -0.5, 1 - MOMENTUM)
+    numbers = (1 - LR * DECAY, LR / (1 - BETAS[0] ** STEP), (1 - BETAS[1] ** STEP) ** 0.5, 1 - MOMENTUM)
     scalars = [torch.tensor(number, device=device) for number in numbers]
     run = peers.compiled(foreach_step, device)
     lists = (tensors.parameters, inputs.gradients, tensors.exp_avg, tensors.exp_avg_sq, tensors.teacher)

@@ -31,18 +31,25 @@ def foreach_step(
     teacher_copies: list[Tensor],
     keep: Tensor,
     step_size: Tensor,
-    inverse_root: Tensor,
+    root: Tensor,
     pace: Tensor,
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """The same in plain tensor operations, for torch.compile to fuse; the scalars of a step are tensors."""
-    for i, parameter in enumerate(parameters):
-        gradient = gradients[i]
-        exp_avg[i].lerp_(gradient, 1 - betas[0])
-        exp_avg_sq[i].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-        parameter.mul_(keep).sub_(step_size * exp_avg[i] / (exp_avg_sq[i].sqrt() * inverse_root + eps))
-        teachers[i].lerp_(parameter, pace)
-        if student_copies:
-            student_copies[i].copy_(parameter)
-            teacher_copies[i].copy_(teachers[i])
+    """The same in foreach operations, for torch.compile to fuse; the scalars of a step are tensors."""
+    torch._foreach_lerp_(exp_avg, gradients, 1 - betas[0])
+    torch._foreach_mul_(exp_avg_sq, betas[1])
+    torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - betas[1])
+    denominators = torch._foreach_sqrt(exp_avg_sq)
+    torch._foreach_div_(denominators, root)
+    torch._foreach_add_(denominators, eps)
+    torch._foreach_mul_(parameters, keep)
+    updates = torch._foreach_div(exp_avg, denominators)
+    torch._foreach_mul_(updates, step_size)
+    torch._foreach_sub_(parameters, updates)
+    moves = torch._foreach_sub(parameters, teachers)
+    torch._foreach_mul_(moves, pace)
+    torch._foreach_add_(teachers, moves)
+    if student_copies:
+        torch._foreach_copy_(student_copies, parameters)
+        torch._foreach_copy_(teacher_copies, teachers)
