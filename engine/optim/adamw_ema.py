@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from misplace import kernels
+from misplace.kernels.adamw_ema import AdamWTensors, update
+
+from . import adamw_state
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,26 @@ class AdamWEMA:
         trained = [(name, p) for name, p in named if p.requires_grad]
         self.names = [name for name, _ in trained]
         self.parameters = [p for _, p in trained]
-        self.exp_avg = [torch.zeros_like(p) for p in self.parameters]
-        self.exp_avg_sq = [torch.zeros_like(p) for p in self.parameters]
         self.steps = 0
-        self.teachers = [teachers.get(p) for p in self.parameters]
-        self.student_copies = [copies.get(p) for p in self.parameters]
-        self.teacher_copies = [None if t is None else copies.get(t) for t in self.teachers]
         self.copies = copies
+        followed = [teachers.get(p) for p in self.parameters]
+        self.tensors = AdamWTensors(
+            self.parameters,
+            [torch.zeros_like(p) for p in self.parameters],
+            [torch.zeros_like(p) for p in self.parameters],
+            [config.weight_decay] * len(self.parameters),
+            followed,
+            [copies.get(p) for p in self.parameters],
+            [None if t is None else copies.get(t) for t in followed],
+        )
+
+    @property
+    def exp_avg(self) -> list[Tensor]:
+        return self.tensors.exp_avg
+
+    @property
+    def exp_avg_sq(self) -> list[Tensor]:
+        return self.tensors.exp_avg_sq
 
     @torch.no_grad()
     def grad_norm(self) -> Tensor:
@@ -66,26 +82,15 @@ class AdamWEMA:
         clip = self.config.clip_norm
         grad_scale = 1.0 if clip is None else min(1.0, clip / (grad_norm + 1e-6))
         self.steps += 1
-        live = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-
-        def pick(tensors):
-            return [tensors[i] for i in live]
-
-        kernels.adamw_ema(
-            pick(self.parameters),
-            [p.grad for p in pick(self.parameters)],
-            pick(self.exp_avg),
-            pick(self.exp_avg_sq),
+        update(
+            self.tensors,
+            [p.grad for p in self.parameters],
             step=self.steps,
             lr=lr,
             betas=self.config.betas,
             eps=self.config.eps,
-            weight_decay=[self.config.weight_decay] * len(live),
             grad_scale=grad_scale,
-            teacher=pick(self.teachers),
             momentum=momentum,
-            student_copies=pick(self.student_copies),
-            teacher_copies=pick(self.teacher_copies),
             impl=self.impl,
         )
         for parameter in self.parameters:
@@ -108,3 +113,25 @@ class AdamWEMA:
             second.copy_(state[f"exp_avg_sq.{name}"])
         for master, low in self.copies.items():
             low.copy_(master)
+
+    def to_adamw_state_dict(self, *, lr: float | None = None) -> dict[str, Any]:
+        """What torch.optim.AdamW(self.parameters).load_state_dict takes; lr: none is config.base_lr."""
+        moments = self.steps, self.exp_avg, self.exp_avg_sq
+        return adamw_state.to_state_dict(self._torch_adamw(self.config.base_lr if lr is None else lr), moments)
+
+    @torch.no_grad()
+    def load_adamw_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Steps and moments of a torch.optim.AdamW over self.parameters, in their order; its lr is not taken.
+
+        ValueError where it is of other parameters or differs in betas, eps, decay or variant.
+        """
+        moments = adamw_state.from_state_dict(self._torch_adamw(self.config.base_lr), state_dict)
+        self.steps = moments[0]
+        for ours, theirs in zip((self.exp_avg, self.exp_avg_sq), moments[1:]):
+            torch._foreach_copy_(ours, theirs)
+
+    def _torch_adamw(self, lr: float) -> torch.optim.AdamW:
+        config = self.config
+        return torch.optim.AdamW(
+            self.parameters, lr=lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
+        )

@@ -5,100 +5,113 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import require_device, require_dtype, require_floating, require_shape
+from ..checks import require_device, require_dtype, require_shape
 from ..impl import Impl, choose
-from . import reference, stock
+from .tensors import GRADIENT_DTYPES, OP, SCALAR_DTYPES, AdamWTensors, Scalars
 
-SUPPORTED = {"cpu": (Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-RUN = {Impl.TORCH: stock.adamw_ema, Impl.REFERENCE: reference.adamw_ema}
-OP = "adamw_ema"
+SUPPORTED = {
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.NATIVE, Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
+}
+DOUBLE = {device: (Impl.TORCH, Impl.REFERENCE) for device in SUPPORTED}
 
 
-@torch.no_grad()
 def adamw_ema(
     parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     exp_avg: Sequence[Tensor],
     exp_avg_sq: Sequence[Tensor],
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor,
+    lr: float | Tensor,
     betas: tuple[float, float],
     eps: float,
     weight_decay: Sequence[float],
+    decay_scale: float | Tensor = 1.0,
     grad_scale: float | Tensor = 1.0,
     teacher: Sequence[Tensor | None] | None = None,
-    momentum: float | None = None,
+    momentum: float | Tensor | None = None,
     student_copies: Sequence[Tensor | None] | None = None,
     teacher_copies: Sequence[Tensor | None] | None = None,
     impl: Impl | str = "auto",
 ) -> None:
-    """One optimiser step, in place, on lists with one entry per parameter tensor.
-
-    parameters, exp_avg, exp_avg_sq, teacher: fp32 (or fp64) masters, contiguous, shapes alike. gradients:
-    any floating dtype; their contents are undefined afterwards. step: the number of this update, from 1.
-    weight_decay: one per tensor. grad_scale: multiplies every gradient (unscaling and clipping); a number,
-    or a tensor of one element on the device. teacher: None, or per tensor None or its EMA twin, moved by
-    momentum after the update. student_copies and teacher_copies: None, or per tensor None or the
-    low-precision copy, written last. The state is that of torch.optim.AdamW (exp_avg, exp_avg_sq, step).
-    ValueError for lists of different length, shapes, devices, layouts, step < 1 or a teacher without
-    momentum; TypeError for dtypes.
-    """
-    count = len(parameters)
-    teacher, student_copies, teacher_copies = (
-        [None] * count if given is None else given for given in (teacher, student_copies, teacher_copies)
-    )
-    lists = {
-        "gradients": gradients,
-        "exp_avg": exp_avg,
-        "exp_avg_sq": exp_avg_sq,
-        "weight_decay": weight_decay,
-        "teacher": teacher,
-        "student_copies": student_copies,
-        "teacher_copies": teacher_copies,
-    }
-    _validate_scalars(count, lists, step, momentum)
-    for i in range(count):
-        _validate_tensor(i, parameters[i], {name: entries[i] for name, entries in lists.items()})
-    device = parameters[0].device
-    if isinstance(grad_scale, Tensor):
-        require_device(OP, device, grad_scale=grad_scale)
-        if grad_scale.numel() != 1:
-            raise ValueError(f"adamw_ema: grad_scale must have one element, not {list(grad_scale.shape)}")
-        grad_scale = grad_scale.reshape(())
-    RUN[choose(OP, impl, device, SUPPORTED)](
-        parameters, gradients, exp_avg, exp_avg_sq, step, lr, betas, eps, weight_decay, grad_scale,
-        teacher, momentum, student_copies, teacher_copies,
+    """One optimiser step, in place, on lists with one entry per parameter tensor: see AdamWTensors and update."""
+    tensors = AdamWTensors(parameters, exp_avg, exp_avg_sq, weight_decay, teacher, student_copies, teacher_copies)
+    update(
+        tensors, gradients, step=step, lr=lr, betas=betas, eps=eps, decay_scale=decay_scale,
+        grad_scale=grad_scale, momentum=momentum, impl=impl,
     )  # fmt: skip
 
 
-def _validate_scalars(count: int, lists: dict[str, Sequence], step: int, momentum: float | None) -> None:
-    if count == 0:
-        raise ValueError("adamw_ema: no parameters")
-    for name, entries in lists.items():
-        if len(entries) != count:
-            raise ValueError(f"adamw_ema: {name} has {len(entries)} entries for {count} parameters")
-    if step < 1:
+@torch.no_grad()
+def update(
+    tensors: AdamWTensors,
+    gradients: Sequence[Tensor | None],
+    *,
+    step: int | Tensor,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    decay_scale: float | Tensor = 1.0,
+    grad_scale: float | Tensor = 1.0,
+    momentum: float | Tensor | None = None,
+    impl: Impl | str = "auto",
+) -> None:
+    """One optimiser step, in place, on tensors that were validated once; reference.py is the specification.
+
+    gradients: one per parameter, fp32, bf16 or fp16, undefined afterwards; None leaves its parameter, moments,
+    teacher and copies as they are. step: the number of this update, from 1. decay_scale: multiplies every
+    weight_decay (a schedule). grad_scale: multiplies every gradient (unscaling and clipping). momentum: of the
+    teacher in this call, which follows the parameters that this call has updated; the copies are written last.
+    The state is that of torch.optim.AdamW (exp_avg, exp_avg_sq, step).
+
+    Which momentum makes which method: DINO averages after its step t, with m(t): pass m(t). MoCo v3 averages at
+    the start of step t + 1, before the keys, with m(t + 1), and nothing changes the student in between: pass
+    m(t + 1) to step t, with a teacher that starts as a copy of the student.
+
+    step, lr, decay_scale, grad_scale and momentum may be tensors of one element (fp32, fp64, int64) on the
+    device: native and triton read them there, so that a CUDA graph can be captured and replayed with new values;
+    the other implementations wait for them. fp64 parameters: reference and torch only.
+
+    ValueError for gradients of another shape or device, step < 1, a teacher without momentum or with one outside
+    [0, 1] (a number; a tensor is trusted); TypeError for dtypes.
+    """
+    tensors.require_length("gradients", gradients)
+    for i, (gradient, parameter) in enumerate(zip(gradients, tensors.parameters)):
+        if gradient is not None:
+            name = f"gradients[{i}]"
+            require_shape(OP, name, gradient, parameter.shape, "its parameter's shape")
+            require_device(OP, tensors.device, **{name: gradient})
+            require_dtype(OP, name, gradient, *GRADIENT_DTYPES, tensors.dtype)
+    scalars = _scalars(tensors, step, lr, decay_scale, grad_scale, momentum)
+    supported = DOUBLE if tensors.dtype == torch.float64 else SUPPORTED
+    run = _implementation(choose(OP, impl, tensors.device, supported))
+    run(tensors, [g if g is None else g.contiguous() for g in gradients], scalars, betas, eps)
+
+
+def _scalars(tensors: AdamWTensors, step, lr, decay_scale, grad_scale, momentum) -> Scalars:
+    if not isinstance(step, Tensor) and step < 1:
         raise ValueError(f"adamw_ema: step counts updates from 1, not {step}")
-    has_teacher = any(entry is not None for entry in lists["teacher"])
-    if has_teacher and (momentum is None or not 0 <= momentum <= 1):
+    if not isinstance(momentum, Tensor) and tensors.has_teacher and (momentum is None or not 0 <= momentum <= 1):
         raise ValueError(f"adamw_ema: a teacher needs a momentum in [0, 1], not {momentum}")
+    scalars = Scalars(step, lr, decay_scale, grad_scale, 1.0 if momentum is None else momentum)
+    for name, value in scalars._asdict().items():
+        if isinstance(value, Tensor):
+            require_device(OP, tensors.device, **{name: value})
+            require_dtype(OP, name, value, *SCALAR_DTYPES)
+            if value.numel() != 1:
+                raise ValueError(f"adamw_ema: {name} must have one element, not {list(value.shape)}")
+    return scalars
 
 
-def _validate_tensor(i: int, parameter: Tensor, entries: dict[str, Tensor | float | None]) -> None:
-    masters = {name: entries[name] for name in ("exp_avg", "exp_avg_sq", "teacher")} | {"parameters": parameter}
-    copies = {name: entries[name] for name in ("gradients", "student_copies", "teacher_copies")}
-    require_dtype(OP, f"parameters[{i}]", parameter, torch.float32, torch.float64)
-    for name, tensor in (masters | copies).items():
-        if tensor is None:
-            continue
-        require_shape(OP, f"{name}[{i}]", tensor, parameter.shape, "its parameter's shape")
-        require_device(OP, parameter.device, **{f"{name}[{i}]": tensor})
-        if name in masters:
-            require_dtype(OP, f"{name}[{i}]", tensor, parameter.dtype)
-            if not tensor.is_contiguous():
-                raise ValueError(f"adamw_ema: {name}[{i}] must be contiguous")
-        else:
-            require_floating(OP, **{f"{name}[{i}]": tensor})
-    if entries["teacher_copies"] is not None and entries["teacher"] is None:
-        raise ValueError(f"adamw_ema: teacher_copies[{i}] has no teacher")
+def _implementation(chosen: Impl):
+    match chosen:
+        case Impl.NATIVE:
+            from .native import adamw_ema_native as run
+        case Impl.TRITON:
+            from .triton import adamw_ema_triton as run
+        case Impl.TORCH:
+            from .stock import adamw_ema_stock as run
+        case _:
+            from .reference import adamw_ema_reference as run
+    return run

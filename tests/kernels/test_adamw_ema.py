@@ -1,60 +1,31 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from misplace.kernels import adamw_ema
-from misplace.kernels.adamw_ema import SUPPORTED
+from misplace.kernels.adamw_ema import SUPPORTED, update
 from misplace.kernels.testing.impls import runnable
-from misplace.kernels.testing.inputs import normal
+from misplace.kernels.testing.optimizer_states import (
+    MASTERS,
+    SETTINGS,
+    SHAPES,
+    STEPS,
+    WEIGHT_DECAY,
+    advance,
+    advance_with,
+    flat,
+    gradients,
+    make,
+    on_device,
+    same_bits,
+)
 from misplace.kernels.testing.poison import poisoned_memory
+from misplace.kernels.testing.shapes import LAYOUTS, offset
 from misplace.kernels.testing.tolerance import VALUE_FACTOR, require_close, size
 
 IMPLS = runnable(SUPPORTED)
-# a matrix, a scalar, primes, a multiple of every vector width and its neighbours, nothing
-SHAPES = [(192, 37), (), (1,), (13,), (2, 3, 5), (1024,), (1023,), (0, 4)]
-WEIGHT_DECAY = [0.1, 0.0, 0.0, 0.1, 0.04, 0.1, 0.0, 0.1]
-SETTINGS = {"lr": 1.5e-3, "betas": (0.9, 0.999), "eps": 1e-8}
-STEPS = 5
-MASTERS = ("parameters", "exp_avg", "exp_avg_sq", "teacher")
-
-
-def make(dtype=torch.float32, device="cpu", shapes=SHAPES, teacher=True):
-    """State before the first step; every third tensor has no teacher, every second no copies."""
-
-    def tensors(seed):
-        return [normal(*shape, seed=seed + i, dtype=dtype, device=device) for i, shape in enumerate(shapes)]
-
-    state = {
-        "parameters": tensors(0),
-        "exp_avg": [torch.zeros_like(p) for p in tensors(0)],
-        "exp_avg_sq": [torch.zeros_like(p) for p in tensors(0)],
-    }
-    if teacher:
-        state["teacher"] = [None if i % 3 == 2 else tensor for i, tensor in enumerate(tensors(100))]
-        state["student_copies"] = [
-            None if i % 2 else torch.zeros_like(p, dtype=torch.bfloat16) for i, p in enumerate(state["parameters"])
-        ]
-        state["teacher_copies"] = [
-            None if t is None or i % 2 else torch.zeros_like(t, dtype=torch.bfloat16)
-            for i, t in enumerate(state["teacher"])
-        ]
-    return state
-
-
-def gradients(step, dtype=torch.float32, device="cpu", shapes=SHAPES):
-    return [normal(*s, seed=1000 * step + i, dtype=dtype, device=device) for i, s in enumerate(shapes)]
-
-
-def advance(state, impl, *, steps=STEPS, dtype=torch.float32, grad_scale=1.0, momentum=0.99, **changes):
-    shapes = [tuple(p.shape) for p in state["parameters"]]
-    device = state["parameters"][0].device.type
-    options = SETTINGS | {"weight_decay": WEIGHT_DECAY[: len(shapes)], "grad_scale": grad_scale} | changes
-    if "teacher" in state:
-        options["momentum"] = momentum
-    for step in range(1, steps + 1):
-        adamw_ema(**state, gradients=gradients(step, dtype, device, shapes), step=step, impl=impl, **options)
-    return state
 
 
 def plain_torch(state, *, foreach, dtype=torch.float32, grad_scale=1.0, momentum=0.99):
@@ -78,27 +49,17 @@ def plain_torch(state, *, foreach, dtype=torch.float32, grad_scale=1.0, momentum
     return state
 
 
-def flat(tensors):
-    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
-
-
-def same_bits(first, second):
-    return all(
-        (a is None and b is None) or torch.equal(a, b) for name in first for a, b in zip(first[name], second[name])
-    )
-
-
 @pytest.mark.parametrize("grad_scale", [1.0, 0.37])
 def test_reference_equals_torch_adamw_to_the_bit(grad_scale):
     ours = advance(make(), "reference", grad_scale=grad_scale)
     theirs = plain_torch(make(), foreach=False, grad_scale=grad_scale)
     for name in ("parameters", "exp_avg", "exp_avg_sq", "student_copies"):
-        assert same_bits({name: ours[name]}, {name: theirs[name]}), name
+        assert same_bits(ours, theirs, [name]), name
 
 
 @pytest.mark.parametrize("scale_on_device", [False, True])
 @pytest.mark.parametrize("grad_scale", [1.0, 0.37])
-@pytest.mark.parametrize("gradient_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gradient_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("device, impl", IMPLS)
 def test_every_impl_against_fp64(device, impl, gradient_dtype, grad_scale, scale_on_device):
     exact = advance(make(torch.float64, device), "reference", dtype=gradient_dtype, grad_scale=grad_scale)
@@ -107,7 +68,6 @@ def test_every_impl_against_fp64(device, impl, gradient_dtype, grad_scale, scale
     with poisoned_memory():
         actual = advance(make(device=device), impl, dtype=gradient_dtype, grad_scale=scale)
     for name in MASTERS:
-        # one tensor after another would leave the small ones to luck
         mine, plain, true = (flat(state[name]) for state in (actual, eager, exact))
         require_close(name, mine, true, [size(plain.double() - true)], factor=VALUE_FACTOR)
 
@@ -133,7 +93,7 @@ def test_a_teacher_equal_to_the_student_stays_equal_to_the_bit(device, impl, mom
 def test_momentum_one_freezes_the_teacher_and_zero_copies_the_student(device, impl):
     frozen, before = make(device=device), make(device=device)
     advance(frozen, impl, momentum=1.0)
-    assert same_bits({"teacher": frozen["teacher"]}, {"teacher": before["teacher"]})
+    assert same_bits(frozen, before, ["teacher"])
     followed = advance(make(device=device), impl, momentum=0.0)
     for teacher, student in zip(followed["teacher"], followed["parameters"]):
         if teacher is not None:
@@ -184,44 +144,90 @@ def test_repeats_to_the_bit(device, impl):
 
 
 @pytest.mark.parametrize("device, impl", IMPLS)
+def test_tensors_made_once_serve_every_step(device, impl):
+    again = advance_with(make(device=device), partial(update, impl=impl))
+    assert same_bits(advance(make(device=device), impl), again)
+
+
+@pytest.mark.parametrize("device, impl", IMPLS)
+def test_scalars_in_tensors(device, impl):
+    """Within the tolerance of the numbers; the same bits where nothing but the place of the scalars differs."""
+    changes = {"grad_scale": 0.5, "decay_scale": 2.0, "momentum": 0.75, "lr": 2**-9}
+    numbers = advance_with(make(device=device), partial(update, impl=impl), **changes)
+    tensors = advance_with(make(device=device), on_device(partial(update, impl=impl)), **changes)
+    if device == "cpu":
+        assert same_bits(numbers, tensors)
+        return
+    exact = advance_with(make(torch.float64, device), partial(update, impl="reference"), **changes)
+    for name in MASTERS:
+        mine, plain, true = (flat(state[name]) for state in (tensors, numbers, exact))
+        require_close(name, mine, true, [size(plain.double() - true)], factor=VALUE_FACTOR)
+
+
+@pytest.mark.parametrize("device, impl", IMPLS)
+def test_decay_scale_multiplies_every_decay(device, impl):
+    scaled = advance(make(device=device), impl, decay_scale=0.25)
+    decays = [decay * 0.25 for decay in WEIGHT_DECAY]
+    assert same_bits(scaled, advance(make(device=device), impl, weight_decay=decays))
+    assert not same_bits(scaled, advance(make(device=device), impl))
+
+
+@pytest.mark.parametrize("device, impl", IMPLS)
+def test_without_a_gradient_nothing_of_a_tensor_changes(device, impl):
+    state, before, whole = make(device=device), make(device=device), make(device=device)
+    given = gradients(1, device=device)
+    options = SETTINGS | {"step": 1, "weight_decay": WEIGHT_DECAY, "momentum": 0.9, "impl": impl}
+    adamw_ema(**state, gradients=[None if i in (0, 3, 8) else g for i, g in enumerate(given)], **options)
+    adamw_ema(**whole, gradients=given, **options)
+    for name in state:
+        for i, (now, then, moved) in enumerate(zip(state[name], before[name], whole[name], strict=True)):
+            assert now is None or torch.equal(now, then if i in (0, 3, 8) else moved), (name, i)
+    adamw_ema(**state, gradients=[None] * len(given), **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("device, impl", IMPLS)
+def test_layouts_of_gradients_and_of_memory(device, impl, layout):
+    dense, other = make(device=device), make(device=device)
+    options = SETTINGS | {"step": 1, "weight_decay": WEIGHT_DECAY, "momentum": 0.9, "impl": impl}
+    given = [LAYOUTS[layout](g) if g.dim() > 1 else g for g in gradients(1, device=device)]
+    if layout == "offset":
+        other = {name: [None if t is None else offset(t) for t in tensors] for name, tensors in other.items()}
+    adamw_ema(**dense, gradients=gradients(1, device=device), **options)
+    adamw_ema(**other, gradients=given, **options)
+    assert same_bits(dense, other)
+
+
+@pytest.mark.parametrize("device, impl", IMPLS)
+def test_autograd_sees_that_parameters_were_written(device, impl):
+    state = make(device=device)
+    before = [p._version for p in state["parameters"]]
+    advance(state, impl, steps=1)
+    after = [p._version for p in state["parameters"]]
+    assert all(b > a for a, b, p in zip(before, after, state["parameters"]) if p.numel())
+
+
+@pytest.mark.parametrize("device, impl", [pair for pair in IMPLS if pair[1] in ("native", "triton")])
+def test_compiles_whole(device, impl):
+    def step(state, gradients, lr):
+        adamw_ema(
+            **state, gradients=gradients, step=1, weight_decay=WEIGHT_DECAY, impl=impl, momentum=0.9,
+            **SETTINGS | {"lr": lr},
+        )  # fmt: skip
+        return state["parameters"][0] * 2
+
+    torch.compiler.reset()
+    eager, compiled = make(device=device), make(device=device)
+    captured = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for lr in (torch.tensor(1e-3, device=device), torch.tensor(2e-3, device=device)):
+        expected, actual = (run(s, gradients(1, device=device), lr) for run, s in ((step, eager), (captured, compiled)))
+        assert torch.equal(expected, actual) and same_bits(eager, compiled)
+
+
+@pytest.mark.parametrize("device, impl", IMPLS)
 def test_parameters_that_require_a_gradient(device, impl):
     state = make(device=device)
     state["parameters"] = [p.requires_grad_() for p in state["parameters"]]
     advance(state, impl)
     assert all(p.is_leaf and p.requires_grad for p in state["parameters"])
     assert not any(t is not None and t.requires_grad for t in state["teacher"])
-
-
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        ({"exp_avg": []}, ValueError, "exp_avg has 0 entries for 1 parameters"),
-        ({"weight_decay": [0.1, 0.1]}, ValueError, "weight_decay has 2 entries for 1 parameters"),
-        ({"step": 0}, ValueError, "step counts updates from 1, not 0"),
-        (
-            {"gradients": [torch.zeros(3)]},
-            ValueError,
-            r"gradients\[0\] must be its parameter's shape = \[4\]",
-        ),
-        ({"parameters": [torch.zeros(4).bfloat16()]}, TypeError, r"parameters\[0\] must be torch.float32"),
-        ({"exp_avg": [torch.zeros(4).double()]}, TypeError, r"exp_avg\[0\] must be torch.float32"),
-        ({"gradients": [torch.zeros(4).int()]}, TypeError, r"gradients\[0\] must be floating point"),
-        ({"exp_avg_sq": [torch.zeros(8)[::2]]}, ValueError, r"exp_avg_sq\[0\] must be contiguous"),
-        ({"teacher": [torch.zeros(4)]}, ValueError, r"a teacher needs a momentum in \[0, 1\], not None"),
-        ({"teacher": [torch.zeros(4)], "momentum": 1.5}, ValueError, "momentum in .* not 1.5"),
-        ({"teacher_copies": [torch.zeros(4)]}, ValueError, r"teacher_copies\[0\] has no teacher"),
-        ({"exp_avg": [torch.zeros(4, device="meta")]}, ValueError, r"exp_avg\[0\] is on meta"),
-        ({"grad_scale": torch.ones(1, device="meta")}, ValueError, "grad_scale is on meta"),
-        ({"grad_scale": torch.ones(2)}, ValueError, "grad_scale must have one element"),
-    ],
-)
-def test_bad_input_is_named(change, error, message):
-    state = {name: [torch.zeros(4)] for name in ("parameters", "gradients", "exp_avg", "exp_avg_sq")}
-    options = SETTINGS | {"weight_decay": [0.1], "step": 1}
-    with pytest.raises(error, match=f"adamw_ema: .*{message}"):
-        adamw_ema(**(state | options | change))
-
-
-def test_no_parameters():
-    with pytest.raises(ValueError, match="adamw_ema: no parameters"):
-        adamw_ema([], [], [], [], step=1, weight_decay=[], **SETTINGS)
