@@ -40,7 +40,9 @@ class Dilemma(Pretext):
         super().__init__()
         self.config, self.weight = config, config.weight
         self.head = Linear(encoder.width, 1)
-        nn.init.zeros_(self.head.weight)  # [O] starts at the undecided 0.5 and draws no random number
+        # [O] not zero: a zero head hands the trunk no gradient, and beside a contrastive loss it stays at chance
+        bound = 1 / math.sqrt(encoder.width)
+        nn.init.uniform_(self.head.weight, -bound, bound)
         nn.init.zeros_(self.head.bias)
 
     def plan(self, index: Tensor, num_patches: int, *, seed: int, epoch: int, view: int) -> TokenPlan:

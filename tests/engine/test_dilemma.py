@@ -67,16 +67,21 @@ def test_chance_is_the_entropy_of_theta():
     assert chance_bce(0.2) == pytest.approx(0.5004, abs=5e-5)
 
 
-def test_a_head_that_has_learned_nothing_is_at_ln_2():
+def test_the_trunk_hears_of_the_bce_from_the_first_step():
+    """A head that starts at zero hands the trunk none; beside a contrastive loss the BCE then stays at chance."""
+    torch.manual_seed(0)
     encoder = VisionTransformer(
         image_size=8, patch_size=4, channels=1, width=16, depth=1, num_heads=1, mean=(0.5,), std=(0.5,)
     )
     pretext = Dilemma(DilemmaConfig(drop_rate=0.0), encoder)
     plan = pretext.plan(torch.arange(5), 4, seed=0, epoch=0, view=0)
-    tokens = encoder(torch.zeros(5, 8, 8, 1, dtype=torch.uint8), plan)
-    terms, detection = pretext.losses(encoder, tokens, plan)
-    assert terms["bce"].item() == pytest.approx(0.693147, abs=1e-5)
+    images = torch.arange(5 * 64, dtype=torch.int32).remainder(256).to(torch.uint8).view(5, 8, 8, 1)
+    terms, detection = pretext.losses(encoder, encoder(images, plan), plan)
     assert detection.logits.shape == detection.wrong.shape == (5, 4)
+    terms["bce"].backward()
+    heard = encoder.blocks[0].mlp.fc2.weight.grad.norm()
+    # a head of unit norm would pass on about (1 - theta) theta / sqrt(tokens); a tenth of that is not silence
+    assert heard > 0.1 * 0.16 / 20**0.5
 
 
 @pytest.mark.parametrize(
