@@ -17,8 +17,6 @@ namespace misplace::adamw_ema {
 using Gradients = c10::List<std::optional<at::Tensor>>;
 using Scalars = c10::List<std::optional<at::Tensor>>;
 
-enum class GradientType : int { float32, bfloat16, float16 };
-
 // One parameter tensor and what is moved with it; null where there is none.
 struct Member {
   float* parameter;

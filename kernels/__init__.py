@@ -7,7 +7,7 @@ from .impl import Impl, ImplUnavailableError
 from .info_nce import info_nce
 from .layer_norm import layer_norm
 from .linear import linear
-from .ops import OPS, resolve_impl
+from .ops import OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
 from .token_bce import token_bce
 from .token_plan import TokenPlan, dense_plan, token_plan
@@ -19,6 +19,7 @@ __all__ = [
     "TokenPlan",
     "adamw_ema",
     "attention",
+    "cpu_paths",
     "dense_plan",
     "gelu",
     "info_nce",

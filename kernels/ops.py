@@ -1,10 +1,10 @@
-"""The names of the ops, and which implementation of one a device would get."""
+"""The names of the ops, which implementation of one a device would get, and what native ones run on this CPU."""
 
 import importlib
 
 import torch
 
-from .impl import Impl, choose
+from .impl import Impl, choose, why_unavailable
 
 OPS = (
     "token_plan",
@@ -27,3 +27,19 @@ def resolve_impl(op: str, impl: Impl | str, device: torch.device) -> Impl:
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; one of: {', '.join(OPS)}")
     return choose(op, impl, device, importlib.import_module(f".{op}.api", __package__).SUPPORTED)
+
+
+def cpu_paths() -> dict[str, str]:
+    """op -> the instructions its native kernel takes on this CPU, of the ops that tell; empty without _C.
+
+    NotImplementedError where _C was built from older sources.
+    """
+    cpu, paths = torch.device("cpu"), {}
+    if why_unavailable(Impl.NATIVE, cpu):
+        return paths
+    for op in OPS:
+        if Impl.NATIVE in importlib.import_module(f".{op}.api", __package__).SUPPORTED[cpu.type]:
+            native = importlib.import_module(f".{op}.native", __package__)
+            if tells := getattr(native, "cpu_path", None):
+                paths[op] = tells()
+    return paths

@@ -2,49 +2,30 @@
 //
 // A warp keeps h and its running direction in registers too; a block adds its warps' sums in their order, a second
 // kernel the blocks', and the number of blocks depends on the shape alone: a run repeats to the bit.
-#include "token_bce.h"
-
-#include <ATen/ops/empty.h>
-#include <ATen/ops/sum.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-#include <torch/library.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <algorithm>
+#include <type_traits>
+
+#include "cuda/token_bce_kernel.h"
 
 namespace misplace::token_bce {
 namespace {
 
-constexpr int lanes = 32, warps = 8, threads = lanes * warps;
-constexpr int most_blocks = 528;  // four on each of 132 multiprocessors
-constexpr int max_width = 1024;
-constexpr int64_t max_rows = (int64_t{1} << 31) - 2 * most_blocks * warps;  // a row's number and one step fit an int
+constexpr int lanes = 32, warps = rows_per_block, threads = lanes * warps;
 constexpr int finish_columns = 32, finish_parts = 8;
-constexpr int rescale_blocks = 1056;
+constexpr int64_t rescale_blocks = 1056;
 
-struct Parameters {
-  const float *norm_weight, *norm_bias, *weight, *bias;
-};
+__device__ __forceinline__ float to_float(float v) { return v; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
 
-template <class T, class G>
-struct Rows {
-  const T* tokens;  // [B, offset + K, D], last dimension contiguous
-  int64_t image_stride, token_stride;
-  int num_rows, kept, offset, width;
-  float eps;
-  Parameters parameters;
-  const bool* flags;   // the target: either these
-  const float* targets;  // or these
-  const float* token_weight;  // null: all 1
-  const float* weight_sum;
-  float* logits;
-  G* d_tokens;  // contiguous; null: only the values are wanted
-  float* direction;  // [blocks, D]
-  float* totals;     // [2, blocks]: slopes, losses
-};
+template <class T>
+__device__ __forceinline__ T from_float(float v) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return __float2bfloat16_rn(v);
+  else return v;
+}
 
 __device__ __forceinline__ float sum_over_warp(float value) {
   for (int distance = lanes / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
@@ -73,7 +54,7 @@ struct Columns {
       Pack<T, V> pack{};
       if (has(n)) pack = *reinterpret_cast<const Pack<T, V>*>(from + of(n));
 #pragma unroll
-      for (int v = 0; v < V; ++v) into[n * V + v] = static_cast<float>(pack.values[v]);
+      for (int v = 0; v < V; ++v) into[n * V + v] = to_float(pack.values[v]);
     }
   }
 
@@ -83,7 +64,7 @@ struct Columns {
     for (int n = 0; n < N; ++n) {
       Pack<T, V> pack;
 #pragma unroll
-      for (int v = 0; v < V; ++v) pack.values[v] = static_cast<T>(values[n * V + v]);
+      for (int v = 0; v < V; ++v) pack.values[v] = from_float<T>(values[n * V + v]);
       if (has(n)) *reinterpret_cast<Pack<T, V>*>(to + of(n)) = pack;
     }
   }
@@ -107,19 +88,20 @@ __device__ float prepare(const Parameters& parameters, const Columns<V, N, EXACT
 }
 
 template <class T, class G, int V, int N, bool EXACT>
-__global__ void __launch_bounds__(threads) rows_kernel(const Rows<T, G> rows) {
+__global__ void __launch_bounds__(threads) rows_kernel(const Batch batch) {
   extern __shared__ __align__(16) float shared[];  // [warps, D]
   __shared__ float shared_slopes[warps], shared_losses[warps];
-  const int warp = threadIdx.x / lanes, lane = threadIdx.x % lanes, width = rows.width;
+  const int warp = threadIdx.x / lanes, lane = threadIdx.x % lanes, width = batch.width;
   const Columns<V, N, EXACT> columns{lane, width};
   float h[N * V], direction[N * V] = {}, slopes = 0, losses = 0;
-  const float constant = prepare(rows.parameters, columns, h);
-  const float share = 1 / (rows.weight_sum ? *rows.weight_sum : static_cast<float>(rows.num_rows));
+  const float constant = prepare(batch.parameters, columns, h);
+  const float share = 1 / (batch.weight_sum ? *batch.weight_sum : static_cast<float>(batch.num_rows));
 
-  for (int row = blockIdx.x * warps + warp; row < rows.num_rows; row += gridDim.x * warps) {
-    const int64_t image = row / rows.kept, token = row % rows.kept;
+  for (int row = blockIdx.x * warps + warp; row < batch.num_rows; row += gridDim.x * warps) {
+    const int64_t image = row / batch.kept, token = row % batch.kept;
     float x[N * V], sum = 0, squares = 0, products = 0;
-    columns.load(rows.tokens + image * rows.image_stride + (rows.offset + token) * rows.token_stride, x);
+    const int64_t start = image * batch.image_stride + (batch.offset + token) * batch.token_stride;
+    columns.load(static_cast<const T*>(batch.tokens) + start, x);
 #pragma unroll
     for (int i = 0; i < N * V; ++i) sum += x[i];
     const float mean = sum_over_warp(sum) / width;
@@ -129,14 +111,14 @@ __global__ void __launch_bounds__(threads) rows_kernel(const Rows<T, G> rows) {
       squares += x[i] * x[i];
       products += x[i] * h[i];
     }
-    const float rstd = 1 / sqrtf(sum_over_warp(squares) / width + rows.eps);
+    const float rstd = 1 / sqrtf(sum_over_warp(squares) / width + batch.eps);
     const float projected = rstd * sum_over_warp(products), logit = projected + constant;
-    if (lane == 0) rows.logits[row] = logit;
-    const float target = rows.flags ? static_cast<float>(rows.flags[row]) : rows.targets[row];
-    const float token_weight = rows.token_weight ? rows.token_weight[row] : 1;
+    if (lane == 0) batch.logits[row] = logit;
+    const float target = batch.flags ? static_cast<float>(batch.flags[row]) : batch.targets[row];
+    const float token_weight = batch.token_weight ? batch.token_weight[row] : 1;
     const Bce<float> bce = bce_with_logits(logit, target);
     losses += bce.loss * token_weight;
-    if (!rows.d_tokens) continue;
+    if (!batch.d_tokens) continue;
 
     const float slope = bce.slope * token_weight * share;
     const RowGradient<float> d = row_gradient(slope, rstd, projected, 1.0f / width);
@@ -146,28 +128,28 @@ __global__ void __launch_bounds__(threads) rows_kernel(const Rows<T, G> rows) {
       direction[i] += d.toward_h * x[i];
       x[i] = d.toward_h * h[i] - d.toward_x * x[i];
     }
-    G* of_image = rows.d_tokens + image * (rows.offset + rows.kept) * width;
-    columns.store(of_image + (rows.offset + token) * width, x);
+    G* of_image = static_cast<G*>(batch.d_tokens) + image * (batch.offset + batch.kept) * width;
+    columns.store(of_image + (batch.offset + token) * width, x);
     if (token == 0) {
-      for (int i = lane; i < rows.offset * width; i += lanes) of_image[i] = static_cast<G>(0.0f);
+      for (int i = lane; i < batch.offset * width; i += lanes) of_image[i] = from_float<G>(0.0f);
     }
   }
 
   if (lane == 0) shared_slopes[warp] = slopes, shared_losses[warp] = losses;
-  if (rows.d_tokens) columns.store(shared + warp * width, direction);
+  if (batch.d_tokens) columns.store(shared + warp * width, direction);
   __syncthreads();
-  if (rows.d_tokens) {
+  if (batch.d_tokens) {
     for (int i = threadIdx.x; i < width; i += threads) {
       float sum = 0;
       for (int w = 0; w < warps; ++w) sum += shared[w * width + i];
-      rows.direction[int64_t{blockIdx.x} * width + i] = sum;
+      batch.direction[int64_t{blockIdx.x} * width + i] = sum;
     }
   }
   if (threadIdx.x == 0) {
     float all_slopes = 0, all_losses = 0;
     for (int w = 0; w < warps; ++w) all_slopes += shared_slopes[w], all_losses += shared_losses[w];
-    rows.totals[blockIdx.x] = all_slopes;
-    rows.totals[gridDim.x + blockIdx.x] = all_losses;
+    batch.totals[blockIdx.x] = all_slopes;
+    batch.totals[gridDim.x + blockIdx.x] = all_losses;
   }
 }
 
@@ -213,132 +195,64 @@ __global__ void rescale_kernel(G* values, const float* scale_ptr, int64_t size) 
   const float scale = *scale_ptr;
   if (scale == 1) return;
   for (int64_t i = int64_t{blockIdx.x} * threads + threadIdx.x; i < size; i += int64_t{gridDim.x} * threads) {
-    values[i] = static_cast<G>(static_cast<float>(values[i]) * scale);
+    values[i] = from_float<G>(to_float(values[i]) * scale);
   }
 }
 
 template <class T, class G, int V, int N, bool EXACT>
-void launch_rows(const Rows<T, G>& rows, int blocks, cudaStream_t stream) {
-  const auto kernel = rows_kernel<T, G, V, N, EXACT>;
-  const int bytes = rows.d_tokens ? static_cast<int>(warps * rows.width * sizeof(float)) : 0;
-  if (bytes > 40 << 10) {
-    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  }
-  kernel<<<blocks, threads, bytes, stream>>>(rows);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+void launch_columns(const Batch& batch, cudaStream_t stream) {
+  static_assert(warps * max_width * sizeof(float) <= 40 << 10, "more shared memory must be asked for");
+  const size_t bytes = batch.d_tokens ? warps * batch.width * sizeof(float) : 0;
+  rows_kernel<T, G, V, N, EXACT><<<blocks_for(batch.num_rows), threads, bytes, stream>>>(batch);
 }
 
 // Wide accesses where the usual widths divide into them and every row starts on a 16-byte boundary.
 template <class T, class G>
-void launch_for_width(const Rows<T, G>& rows, int blocks, cudaStream_t stream) {
+void launch_for_width(const Batch& batch, cudaStream_t stream) {
   const auto aligned = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
-  const Parameters& parameters = rows.parameters;
-  const bool wide = aligned(rows.tokens) && aligned(rows.d_tokens) && rows.image_stride % 8 == 0 &&
-                    rows.token_stride % 8 == 0 && aligned(parameters.norm_weight) && aligned(parameters.norm_bias) &&
+  const Parameters& parameters = batch.parameters;
+  const bool wide = aligned(batch.tokens) && aligned(batch.d_tokens) && batch.image_stride % 8 == 0 &&
+                    batch.token_stride % 8 == 0 && aligned(parameters.norm_weight) && aligned(parameters.norm_bias) &&
                     aligned(parameters.weight);
-  switch (wide ? rows.width : 0) {
-    case 192: return launch_rows<T, G, 2, 3, true>(rows, blocks, stream);
-    case 384: return launch_rows<T, G, 4, 3, true>(rows, blocks, stream);
-    case 768: return launch_rows<T, G, 4, 6, true>(rows, blocks, stream);
-    case 1024: return launch_rows<T, G, 4, 8, true>(rows, blocks, stream);
+  switch (wide ? batch.width : 0) {
+    case 192: return launch_columns<T, G, 2, 3, true>(batch, stream);
+    case 384: return launch_columns<T, G, 4, 3, true>(batch, stream);
+    case 768: return launch_columns<T, G, 4, 6, true>(batch, stream);
+    case 1024: return launch_columns<T, G, 4, 8, true>(batch, stream);
   }
-  if (rows.width <= 256) return launch_rows<T, G, 1, 8, false>(rows, blocks, stream);
-  if (rows.width <= 512) return launch_rows<T, G, 1, 16, false>(rows, blocks, stream);
-  launch_rows<T, G, 1, 32, false>(rows, blocks, stream);
-}
-
-template <class T, class G>
-Result compute(const Inputs& in, bool gradients) {
-  const auto as_float = [](const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); };
-  const c10::cuda::CUDAGuard guard(in.tokens.device());
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  const auto options = in.tokens.options().dtype(at::kFloat);
-  const int64_t width = in.width();
-  const int num_rows = static_cast<int>(in.num_rows());
-  const int blocks = std::min(most_blocks, (num_rows + warps - 1) / warps);
-  at::Tensor loss = at::empty({}, options), logits = at::empty({in.batch(), in.kept()}, options);
-  at::Tensor d_tokens = at::empty({0}, in.tokens.options().dtype(c10::CppTypeToScalarType<G>::value));
-  at::Tensor d_parameters = at::empty({0}, options), direction = d_parameters, totals = at::empty({2, blocks}, options);
-  if (gradients) {
-    d_tokens = at::empty(in.tokens.sizes(), d_tokens.options());
-    d_parameters = at::empty({3 * width + 1}, options);
-    direction = at::empty({blocks, width}, options);
-  }
-  const at::Tensor tokens = in.tokens.stride(2) == 1 || width == 1 ? in.tokens : in.tokens.contiguous();
-  const at::Tensor norm_weight = as_float(in.norm_weight), norm_bias = as_float(in.norm_bias);
-  const at::Tensor weight = as_float(in.weight), bias = as_float(in.bias);
-  const bool is_flag = in.target.scalar_type() == at::kBool;
-  const at::Tensor target = is_flag ? in.target.contiguous() : as_float(in.target);
-  const at::Tensor token_weight = in.token_weight ? as_float(*in.token_weight) : at::Tensor();
-  const at::Tensor weight_sum = in.token_weight ? at::sum(token_weight) : at::Tensor();
-  const Parameters parameters{norm_weight.const_data_ptr<float>(), norm_bias.const_data_ptr<float>(),
-                              weight.const_data_ptr<float>(), bias.const_data_ptr<float>()};
-  const Rows<T, G> rows{
-      .tokens = tokens.const_data_ptr<T>(),
-      .image_stride = tokens.stride(0),
-      .token_stride = tokens.stride(1),
-      .num_rows = num_rows,
-      .kept = static_cast<int>(in.kept()),
-      .offset = static_cast<int>(in.offset),
-      .width = static_cast<int>(width),
-      .eps = static_cast<float>(in.eps),
-      .parameters = parameters,
-      .flags = is_flag ? target.const_data_ptr<bool>() : nullptr,
-      .targets = is_flag ? nullptr : target.const_data_ptr<float>(),
-      .token_weight = in.token_weight ? token_weight.const_data_ptr<float>() : nullptr,
-      .weight_sum = in.token_weight ? weight_sum.const_data_ptr<float>() : nullptr,
-      .logits = logits.mutable_data_ptr<float>(),
-      .d_tokens = gradients ? d_tokens.mutable_data_ptr<G>() : nullptr,
-      .direction = gradients ? direction.mutable_data_ptr<float>() : nullptr,
-      .totals = totals.mutable_data_ptr<float>(),
-  };
-  launch_for_width(rows, blocks, stream);
-  const int finish_blocks = gradients ? static_cast<int>((width + finish_columns - 1) / finish_columns) : 1;
-  finish_kernel<<<finish_blocks, finish_columns * finish_parts, 0, stream>>>(
-      rows.direction, rows.totals, parameters, rows.weight_sum, loss.mutable_data_ptr<float>(),
-      gradients ? d_parameters.mutable_data_ptr<float>() : nullptr, blocks, num_rows, static_cast<int>(width));
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {loss, logits, d_tokens, d_parameters};
-}
-
-Result token_bce_cuda(const at::Tensor& tokens, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
-                      const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& target,
-                      const std::optional<at::Tensor>& token_weight, int64_t offset, double eps, bool gradients) {
-  const Inputs in{tokens, norm_weight, norm_bias, weight, bias, target, token_weight, offset, eps};
-  check(in);
-  TORCH_CHECK_VALUE(in.width() <= max_width, "token_bce: impl=native takes widths up to ", max_width,
-                    " on a GPU, not ", in.width());
-  TORCH_CHECK_VALUE(in.num_rows() <= max_rows, "token_bce: impl=native takes up to ", max_rows, " patch tokens, not ",
-                    in.num_rows());
-  switch (tokens.scalar_type()) {
-    case at::kFloat: return compute<float, float>(in, gradients);
-    case at::kBFloat16: return compute<c10::BFloat16, c10::BFloat16>(in, gradients);
-    case at::kHalf: return compute<c10::Half, float>(in, gradients);
-    default: TORCH_CHECK_TYPE(false, "token_bce: impl=native takes bfloat16, float16 or float32 tokens on a GPU, not ",
-                              tokens.scalar_type());
-  }
+  if (batch.width <= 256) return launch_columns<T, G, 1, 8, false>(batch, stream);
+  if (batch.width <= 512) return launch_columns<T, G, 1, 16, false>(batch, stream);
+  launch_columns<T, G, 1, 32, false>(batch, stream);
 }
 
 template <class G>
-void rescale(const at::Tensor& values, const at::Tensor& scale, cudaStream_t stream) {
-  const int64_t size = values.numel(), blocks = std::min<int64_t>(rescale_blocks, (size + threads - 1) / threads);
-  rescale_kernel<<<static_cast<int>(blocks), threads, 0, stream>>>(values.mutable_data_ptr<G>(),
-                                                                   scale.const_data_ptr<float>(), size);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-void rescale_cuda(const at::Tensor& d_tokens, const at::Tensor& d_parameters, const at::Tensor& scale) {
-  const c10::cuda::CUDAGuard guard(d_tokens.device());
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  if (d_tokens.scalar_type() == at::kBFloat16) rescale<c10::BFloat16>(d_tokens, scale, stream);
-  else rescale<float>(d_tokens, scale, stream);
-  rescale<float>(d_parameters, scale, stream);
+void launch_rescale_of(void* values, const float* scale, int64_t size, cudaStream_t stream) {
+  const int64_t blocks = std::min(rescale_blocks, (size + threads - 1) / threads);
+  rescale_kernel<<<static_cast<int>(blocks), threads, 0, stream>>>(static_cast<G*>(values), scale, size);
 }
 
 }  // namespace
-}  // namespace misplace::token_bce
 
-TORCH_LIBRARY_IMPL(misplace, CUDA, m) {
-  m.impl("token_bce", &misplace::token_bce::token_bce_cuda);
-  m.impl("token_bce_rescale_", &misplace::token_bce::rescale_cuda);
+int blocks_for(int num_rows) { return std::min(most_blocks, (num_rows + warps - 1) / warps); }
+
+void launch_rows(Kind kind, const Batch& batch, cudaStream_t stream) {
+  switch (kind) {
+    case Kind::float32: return launch_for_width<float, float>(batch, stream);
+    case Kind::bfloat16: return launch_for_width<__nv_bfloat16, __nv_bfloat16>(batch, stream);
+    case Kind::float16: return launch_for_width<__half, float>(batch, stream);
+  }
 }
+
+void launch_finish(const Batch& batch, float* loss, float* d_parameters, cudaStream_t stream) {
+  const int blocks = d_parameters ? (batch.width + finish_columns - 1) / finish_columns : 1;
+  finish_kernel<<<blocks, finish_columns * finish_parts, 0, stream>>>(
+      batch.direction, batch.totals, batch.parameters, batch.weight_sum, loss, d_parameters,
+      blocks_for(batch.num_rows), batch.num_rows, batch.width);
+}
+
+void launch_rescale(Kind kind, void* values, const float* scale, int64_t size, cudaStream_t stream) {
+  if (kind == Kind::bfloat16) return launch_rescale_of<__nv_bfloat16>(values, scale, size, stream);
+  launch_rescale_of<float>(values, scale, size, stream);
+}
+
+}  // namespace misplace::token_bce

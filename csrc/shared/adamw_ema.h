@@ -19,6 +19,8 @@ struct Settings {
   double beta1, beta2, eps;
 };
 
+enum class GradientType : int { float32, bfloat16, float16 };
+
 struct Coefficients {
   float grad_scale, decay_rate, one_minus_beta1, beta2, one_minus_beta2, inverse_root, eps, step_size;
   float one_minus_momentum;

@@ -7,9 +7,12 @@ import sys
 
 import torch
 
+from misplace.kernels import cpu_paths
 from misplace.kernels.impl import Impl, why_unavailable
 
 from .finding import Finding, note, ok, problem
+
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def version_of(package: str) -> str | None:
@@ -123,9 +126,17 @@ def native_extension() -> Finding:
     """misplace.kernels._C: built or not, and why not."""
     reason = why_unavailable(Impl.NATIVE, torch.device("cpu"))
     if reason:
-        mend = "put g++ and ninja on PATH, then pip install --no-build-isolation --force-reinstall --no-deps ."
-        return note("native kernels", reason, mend)
+        return note("native kernels", reason, f"put g++ and ninja on PATH, then {REBUILD}")
     return ok("native kernels", "misplace.kernels._C is built and loads")
 
 
-CHECKS = (python, pytorch, torchvision, triton, xformers, dali, kymatio, pillow, native_extension)
+def native_paths() -> Finding:
+    """Which instructions the native kernels take on this CPU."""
+    try:
+        paths = cpu_paths()
+    except NotImplementedError:
+        return problem("CPU paths", "misplace.kernels._C was built from older sources", REBUILD)
+    return ok("CPU paths", "; ".join(f"{op}: {path}" for op, path in paths.items()) or "none: no native kernels")
+
+
+CHECKS = (python, pytorch, torchvision, triton, xformers, dali, kymatio, pillow, native_extension, native_paths)

@@ -16,8 +16,18 @@ from typing import NamedTuple
 import torch
 
 ARCHS = ("sm_80", "sm_90a", "sm_100")
+# as the build compiles kernels: torch's extension takes the implicit conversions of 16-bit types away
+FLAGS = (
+    "-O3",
+    "-std=c++20",
+    "--expt-relaxed-constexpr",
+    "-D__CUDA_NO_HALF_OPERATORS__",
+    "-D__CUDA_NO_HALF_CONVERSIONS__",
+    "-D__CUDA_NO_HALF2_OPERATORS__",
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
+)
 # the CPU wheel carries torch's CUDA headers, but not the generated one that names the build's options
-FLAGS = ("-O3", "-std=c++20", "--expt-relaxed-constexpr", "-diag-suppress=20012", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE")
+HOST_FLAGS = ("-std=c++20", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE")
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -52,10 +62,10 @@ def why_not() -> str | None:
     return None if shutil.which("g++") or shutil.which("clang++") else "nvcc needs a host compiler: no g++ or clang++"
 
 
-def include_flags(csrc: Path) -> list[str]:
-    """-I for this project's headers and torch's."""
-    torch_headers = Path(torch.__file__).parent / "include"
-    return [f"-I{path}" for path in (csrc, torch_headers, torch_headers / "torch" / "csrc" / "api" / "include")]
+def torch_headers() -> list[str]:
+    """-I for torch's, which host code includes and kernels do not: they cost half a minute of nvcc a file."""
+    headers = Path(torch.__file__).parent / "include"
+    return [f"-I{path}" for path in (headers, headers / "torch" / "csrc" / "api" / "include")]
 
 
 def compile_kernels(source: Path, csrc: Path, archs: tuple[str, ...] = ARCHS) -> list[Kernel]:
@@ -66,7 +76,7 @@ def compile_kernels(source: Path, csrc: Path, archs: tuple[str, ...] = ARCHS) ->
     gencode = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in archs]
     with tempfile.TemporaryDirectory() as scratch:
         target = ["-Xptxas", "-v", "-c", str(source), "-o", os.path.join(scratch, "kernels.o")]
-        command = [find_nvcc(), *FLAGS, *include_flags(csrc), *gencode, *target]
+        command = [find_nvcc(), *FLAGS, f"-I{csrc}", *gencode, *target]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"nvcc {source}:\n{done.stdout}{done.stderr}")

@@ -14,6 +14,8 @@ from rich.console import Console
 from misplace.engine import doctor
 from misplace.engine.doctor import machine, packages
 from misplace.engine.doctor.finding import note, ok, problem
+from misplace.kernels import Impl, cpu_paths, ops
+from misplace.kernels.impl import why_unavailable
 
 Usage = collections.namedtuple("Usage", "total used free")
 
@@ -96,6 +98,32 @@ def test_native_extension_says_why_it_is_missing(monkeypatch):
     assert found.status == "note" and found.message == "no native on cpu" and "ninja" in found.mend
     monkeypatch.setattr(packages, "why_unavailable", lambda impl, device: None)
     assert packages.native_extension().status == "ok"
+
+
+def test_cpu_paths_here():
+    paths = cpu_paths()
+    if why_unavailable(Impl.NATIVE, torch.device("cpu")):
+        assert paths == {}
+    else:
+        assert set(paths) >= {"patch_embed", "token_bce", "adamw_ema"} and all(paths.values())
+        assert paths["adamw_ema"] in ("avx512", "avx2", "plain")
+    for op, path in paths.items():
+        assert f"{op}: {path}" in packages.native_paths().message
+
+
+def test_cpu_paths_without_the_extension(monkeypatch):
+    monkeypatch.setattr(ops, "why_unavailable", lambda impl, device: f"no {impl} on {device.type}")
+    assert cpu_paths() == {}
+    assert packages.native_paths() == ok("CPU paths", "none: no native kernels")
+
+
+def test_cpu_paths_of_an_extension_from_older_sources(monkeypatch):
+    def missing():
+        raise NotImplementedError("no fallback function is registered for schema misplace::adamw_ema_path")
+
+    monkeypatch.setattr(packages, "cpu_paths", missing)
+    found = packages.native_paths()
+    assert found.status == "problem" and "older" in found.message and found.mend == packages.REBUILD
 
 
 @pytest.mark.parametrize(

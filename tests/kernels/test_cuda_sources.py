@@ -66,8 +66,15 @@ def test_a_spill_would_be_seen(tmp_path):
     )
     (kernel,) = nvcc.compile_kernels(source, CSRC, ("sm_80",))
     assert kernel.stack >= 256
-    source.write_text("nonsense\n")
-    with pytest.raises(RuntimeError, match="nonsense"):
+
+
+@needs_nvcc
+@pytest.mark.parametrize("text", ["nonsense\n", "#include <ATen/core/Tensor.h>\n"])
+def test_what_does_not_compile_is_said(tmp_path, text):
+    """Torch's headers too: a kernel's file is torch-free."""
+    source = tmp_path / "wrong.cu"
+    source.write_text(text)
+    with pytest.raises(RuntimeError, match=r"nonsense|ATen/core/Tensor\.h"):
         nvcc.compile_kernels(source, CSRC, ("sm_80",))
 
 
@@ -75,9 +82,9 @@ def test_a_spill_would_be_seen(tmp_path):
 @pytest.mark.parametrize("source", HOST_CODE, ids=lambda source: source.stem)
 def test_host_code_compiles(source):
     """Without code generation: the CUDA build itself needs a torch that is one."""
-    flags = [flag for flag in nvcc.FLAGS if flag.startswith(("-std", "-D"))]
-    command = [nvcc.find_nvcc(), *flags, *nvcc.include_flags(CSRC), "-Xcompiler=-fsyntax-only,-Wall,-Werror", "-c"]
-    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    command = [nvcc.find_nvcc(), *nvcc.HOST_FLAGS, f"-I{CSRC}", *nvcc.torch_headers()]
+    checked = ["-Xcompiler=-fsyntax-only,-Wall,-Werror", "-c", str(source)]
+    done = subprocess.run([*command, *checked], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -133,7 +140,8 @@ def test_a_cuda_build_compiles_every_source(setup_py, cuda_home, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(cuda_home))
     (module,) = modules(setup_py)
-    assert {str(path.relative_to(CSRC.parent)) for path in [*SOURCES, *HOST_CODE]} <= set(module.sources)
+    of_cuda = {source for source in module.sources if source.startswith("csrc/cuda/")}
+    assert of_cuda == {path.relative_to(CSRC.parent).as_posix() for path in [*SOURCES, *HOST_CODE]}
     assert ("MISPLACE_CUDA_ARCHS", "sm_80,sm_90a") in module.define_macros
     assert "-gencode=arch=compute_90a,code=sm_90a" in module.extra_compile_args["nvcc"]
     objects = [Path(source).with_suffix("") for source in module.sources]
