@@ -5,6 +5,7 @@ and writes profile.txt, profile.json, profile.svg, trace.json.gz and operators.t
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -156,7 +157,7 @@ def _rows(recorder: Recorder, own: ProfileConfig, device: torch.device) -> list[
     return rows
 
 
-def _named_in_trace(name: str, op):
+def _named_in_trace(name: str, op: Callable, *_) -> Callable:
     """The op under its own name in the trace."""
 
     def call(*args, **kwargs):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from misplace import kernels
+from misplace.engine.optim import adamw_ema as optimizer
 
 Moment = Any  # a float of the CPU's clock, or a CUDA event
 
@@ -74,7 +75,8 @@ class Recorder:
             forward, backward = (sum(self._clock.ms(*span) for span in spans) for spans in vars(calls).values())
             self.sites[site].append(Spans(len(calls.forward), forward, backward))
 
-    def _recorded(self, name: str, op: Callable) -> Callable:
+    def _recorded(self, name: str, op: Callable, as_public: Callable[[dict], dict] = dict) -> Callable:
+        """`op`, timed; as_public turns its arguments into those of the public op `name`."""
         signature = inspect.signature(op)
 
         def call(*args, **kwargs):
@@ -88,6 +90,7 @@ class Recorder:
             result = op(**tree_unflatten(leaves, tree))
             span = start, self._clock.now()
             outputs, out_tree = tree_flatten(result)
+            arguments = as_public(arguments)
             site = self._site(name, arguments, outputs)
             calls = self._calls[site]
             calls.forward.append(span)
@@ -121,16 +124,31 @@ class _Backward:
 
 
 @contextlib.contextmanager
-def replaced_ops(wrap: Callable[[str, Callable], Callable]) -> Iterator[None]:
-    """Inside, misplace.kernels.NAME is wrap(NAME, the op) for every op of the table."""
+def replaced_ops(wrap: Callable[..., Callable]) -> Iterator[None]:
+    """Inside, misplace.kernels.NAME is wrap(NAME, the op) for every op of the table, and so is the optimiser's own
+    entry to adamw_ema, on tensors validated once.
+    """
     before = {name: getattr(kernels, name) for name in kernels.OPS}
+    update = optimizer.update
     try:
         for name, op in before.items():
             setattr(kernels, name, wrap(name, op))
+        optimizer.update = wrap("adamw_ema", update, _as_lists)
         yield
     finally:
+        optimizer.update = update
         for name, op in before.items():
             setattr(kernels, name, op)
+
+
+def _as_lists(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of kernels.adamw_ema for those of its `update`, without the parameters that have no gradient."""
+    tensors, gradients, *_ = arguments.values()
+    live = [i for i, gradient in enumerate(gradients) if gradient is not None]
+    names = ("parameters", "exp_avg", "exp_avg_sq", "weight_decay", "teacher", "student_copies", "teacher_copies")
+    lists = {name: [getattr(tensors, name)[i] for i in live] for name in names}
+    others = {name: value for name, value in arguments.items() if name != "tensors"}
+    return {**others, "gradients": [gradients[i] for i in live], **lists}
 
 
 class _Mark(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from misplace import kernels
 from misplace.bench.profile import record
 from misplace.bench.profile.record import Recorder, Spans, medians, replaced_ops
+from misplace.engine.optim import adamw_ema as optimizer
 
 CPU = torch.device("cpu")
 
@@ -86,11 +87,11 @@ def test_spans_hold_the_op_and_nothing_beside_it(clock, monkeypatch):
 
 
 def test_ops_are_put_back_after_an_error():
-    before = [getattr(kernels, name) for name in kernels.OPS]
-    with pytest.raises(RuntimeError, match="inside"), replaced_ops(lambda name, op: None):
-        assert kernels.linear is None
+    before = [getattr(kernels, name) for name in kernels.OPS] + [optimizer.update]
+    with pytest.raises(RuntimeError, match="inside"), replaced_ops(lambda name, op, *_: None):
+        assert kernels.linear is None and optimizer.update is None
         raise RuntimeError("inside")
-    assert [getattr(kernels, name) for name in kernels.OPS] == before
+    assert [getattr(kernels, name) for name in kernels.OPS] + [optimizer.update] == before
 
 
 def test_examples_are_cut_off_from_the_graph():
