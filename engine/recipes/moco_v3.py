@@ -29,14 +29,14 @@ def moco_v3(model: str = "small") -> Config:
 def _small_data(model: str) -> Config:
     """[O] Small heads, gentle crops, a faster teacher, PyTorch's own init: for runs of minutes on small data.
 
-    With crops of .2 to 1 of the image the same number of Fashion-MNIST images gave less, in k-NN and in AUROC.
+    With crops of .2 or .5 to 1 of the image the same number of Fashion-MNIST images gave a lower k-NN and AUROC.
     """
     return Config(
         recipe="moco_v3",
         model=ModelConfig(name=model, init="uniform_fan_in"),
         data=DataConfig(
             batch_size=128,
-            augment=AugmentConfig(crop_scale=(0.7, 1.0), blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0)),
+            augment=AugmentConfig(crop_scale=(0.8, 1.0), blur_p=(0.0, 0.0), solarize_p=(0.0, 0.0)),
         ),
         framework=MocoV3Config(momentum=0.98, hidden_width=1024, output_width=128),
         optim=OptimConfig(base_lr=2e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=0.1, clip_norm=3.0),
