@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from misplace.engine.errors import UserError
-from misplace.kernels import Impl, ImplUnavailableError, resolve_impl
+from misplace.kernels import OPS, Impl, ImplUnavailableError, resolve_impl
 
 from . import environment, timing
 from .registry import Case, Thunk
 from .results import Row
 from .roofline import floor_ms
+
+AUTO = "auto"  # the engine's own choice for every op
 
 
 class RedGateError(Exception):
@@ -36,6 +38,8 @@ def implementations(op: str, asked: str | None, device: torch.device) -> list[st
     """Those asked for, each of which must run here; by default all that do, but the reference."""
     if asked is not None:
         return [available(op, impl, device) for impl in asked.split(",")]
+    if op not in OPS:
+        return [AUTO]
     found = []
     for impl in (i for i in Impl if i is not Impl.REFERENCE):
         with contextlib.suppress(ImplUnavailableError):
@@ -44,7 +48,12 @@ def implementations(op: str, asked: str | None, device: torch.device) -> list[st
 
 
 def available(op: str, impl: str, device: torch.device) -> str:
-    """`impl` where the op has it on this device; else a UserError with the reason."""
+    """`impl` where the op has it on this device; else a UserError with the reason.
+
+    What is made of several ops takes the name as it is: "auto", or one that all of them have.
+    """
+    if op not in OPS:
+        return impl
     try:
         return resolve_impl(op, impl, device).value
     except ImplUnavailableError as error:

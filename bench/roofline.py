@@ -5,25 +5,29 @@ import time
 
 import torch
 
-COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # past every cache
+TRAFFIC_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # past every cache
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 REPEATS = 8
 
 
 def floor_ms(bytes_moved: int, operations: int, dtype: torch.dtype, device: torch.device) -> float:
     """The larger of the time to move the bytes and the time to do the matrix work in `dtype`."""
-    seconds = bytes_moved / copy_rate(device, torch.get_num_threads())
+    seconds = bytes_moved / traffic_rate(device, torch.get_num_threads())
     if operations:
         seconds = max(seconds, operations / matmul_rate(device, dtype, torch.get_num_threads()))
     return seconds * 1e3
 
 
 @functools.cache
-def copy_rate(device: torch.device, num_threads: int) -> float:
-    """Bytes per second, read and written, of the fastest of a few copies."""
-    source = torch.rand(COPY_BYTES[device.type] // 4, device=device)
+def traffic_rate(device: torch.device, num_threads: int) -> float:
+    """Bytes per second, read and written, of the fastest of a few copies and updates in place.
+
+    A copy first fetches the lines that it overwrites; an update in place has them already.
+    """
+    source = torch.rand(TRAFFIC_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device)
+    ways = (lambda: target.copy_(source), lambda: source.neg_())
+    return 2 * source.nbytes / min(_best_seconds(way, device) for way in ways)
 
 
 @functools.cache

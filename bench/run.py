@@ -14,7 +14,7 @@ from misplace.kernels import Impl
 from misplace.kernels.impl import why_unavailable
 
 from . import environment, results, timing
-from .measure import RedGateError, implementations, measure
+from .measure import AUTO, RedGateError, implementations, measure
 from .registry import Case, cases_of, op_names
 from .results import Row
 
@@ -26,7 +26,8 @@ class Options:
     ops: Positional[tuple[str, ...]] = ()
     """Ops to measure; none: all."""
     impl: str | None = None
-    """Implementations, with commas; none: every one that the op has on this device, but the reference."""
+    """Implementations, with commas; none: every one that the op has on this device, but the
+    reference; for `step`, auto."""
     against: str = "eager"
     """Peers or implementations to measure against, with commas: eager, compile, reference, ..."""
     mode: str | None = None
@@ -124,8 +125,8 @@ def _check_names(options: Options, cases: list[Case]) -> None:
         if lacking:
             print(f"without {against}: {', '.join(lacking)} has no such peer")
     for impl in options.impl.split(",") if options.impl else ():
-        if impl not in list(Impl):
-            raise UserError(f"bench: unknown impl {impl!r}; one of {', '.join(Impl)}")
+        if impl not in (AUTO, *Impl):
+            raise UserError(f"bench: unknown impl {impl!r}; one of {', '.join([AUTO, *Impl])}")
 
 
 def line(row: Row) -> str:

@@ -9,8 +9,12 @@ from misplace.engine.errors import UserError
 
 
 def compiled(function: Callable, device: torch.device) -> Callable:
-    """`function` under torch.compile for fixed shapes, in the mode that serves one op best on `device`."""
+    """`function` under torch.compile for fixed shapes, in the mode that serves one op best on `device`.
+
+    What was compiled before is forgotten: past its limit of shapes a peer would quietly run eager.
+    """
     if device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         raise UserError("--against compile: torch.compile needs a C++ compiler on this CPU; install g++")
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
-    return torch.compile(function, dynamic=False, mode=mode)
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)

@@ -113,7 +113,6 @@ def take(config: Config, folder: Path) -> tuple[dict, list[Row]]:
     own = config.profile
     for _ in session.timed_steps(own.warm_up):
         pass
-    session.peak_memory()
     ms = timing.spread(list(session.timed_steps(config.run.steps)))
     peak = session.peak_memory()
     recorder = Recorder(session.device)

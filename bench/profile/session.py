@@ -13,6 +13,8 @@ from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.resolve import resolve
 from misplace.engine.step import training_step
 
+from ..memory import peak_bytes
+
 NUM_BATCHES = 3
 PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
 
@@ -63,13 +65,9 @@ class Session:
             self._settle()
             yield (time.perf_counter() - start) * 1e3
 
-    def peak_memory(self) -> int | None:
-        """Bytes that a GPU's tensors have taken at most since the last call; None on the CPU, which does not count."""
-        if self.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return peak
+    def peak_memory(self) -> int:
+        """Bytes that one step takes at its peak, above what is held before it."""
+        return peak_bytes(self.step, self.device)
 
     def _settle(self) -> None:
         if self.device.type == "cuda":

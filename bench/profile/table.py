@@ -30,7 +30,7 @@ def text(profile: dict, rows: list[Row], against: str) -> str:
 def headline(profile: dict) -> list[str]:
     """What was profiled, where, and how long a step takes."""
     step, where = profile["step"], profile["environment"]
-    memory = "" if step["peak_memory"] is None else f", {step['peak_memory'] / 1e9:.2f} GB at most"
+    memory = f", {step['peak_memory'] / 1e9:.2f} GB at its peak"
     return [
         f"{profile['recipe']}, {profile['model']}, {profile['batch_size']} images, {profile['precision']}",
         f"{where['device']}, CPU threads: {profile['threads']}, {where['versions']} {where['commit']}",

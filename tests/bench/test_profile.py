@@ -39,12 +39,12 @@ def images(tmp_path_factory):
 def small_roofline():
     """The device's rates, measured on little."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(roofline.COPY_BYTES, "cpu", 1 << 16)
+        patch.setitem(roofline.TRAFFIC_BYTES, "cpu", 1 << 16)
         patch.setitem(roofline.MATMUL_SIZE, "cpu", 64)
-        roofline.copy_rate.cache_clear()
+        roofline.traffic_rate.cache_clear()
         roofline.matmul_rate.cache_clear()
         yield
-    roofline.copy_rate.cache_clear()
+    roofline.traffic_rate.cache_clear()
     roofline.matmul_rate.cache_clear()
 
 
@@ -200,7 +200,7 @@ PROFILE = {
 
 def test_table_tells_the_step_and_what_is_left_of_it():
     text = table.text(PROFILE, [ROW], "reference")
-    assert "step 50 ms (49-51), 80 images/s, 3.00 GB at most" in text
+    assert "step 50 ms (49-51), 80 images/s, 3.00 GB at its peak" in text
     assert "25.0% of this device's square matrix product" in text
     (between,) = [line.split() for line in text.splitlines() if line.startswith("between the ops")]
     assert between[-2:] == ["54", "90.0%"]

@@ -106,7 +106,7 @@ def test_one_red_case_does_not_hide_a_green_one(case, monkeypatch, tmp_path):
     [
         (["nonsense"], "unknown op 'nonsense'"),
         ([*QUICK, "--against", "nobody"], "has no peer 'nobody'; one of eager, compile"),
-        (["token_plan", "--impl", "magic"], "unknown impl 'magic'; one of reference"),
+        (["token_plan", "--impl", "magic"], "unknown impl 'magic'; one of auto, reference"),
         (["token_plan", "--tiny", "--device", "cpu", "--impl", "xformers"], "impl=xformers"),
         ([*QUICK, "--against", "xformers"], "token_plan: impl=xformers is not available"),
         ([*QUICK, "--device", "toaster"], "--device toaster: cpu or cuda"),

@@ -1,0 +1,134 @@
+"""step: a whole training step of moco_v3_dilemma, from plans to update, on images that are in memory already."""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from misplace.engine.config import Config
+from misplace.engine.data import Batch
+from misplace.engine.implementations import resolve_implementations
+from misplace.engine.method import Method, build_method, build_optimizer
+from misplace.engine.models import MODEL_SIZES
+from misplace.engine.recipes import recipe
+from misplace.engine.step import compute_losses, training_step
+from misplace.kernels.testing.tolerance import GRADIENT_FACTOR, size
+
+from ..peers.step import EAGER
+from ..registry import Case, Check, Thunk
+
+PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
+NUM_BATCHES = 2
+# bytes of activations per channel, token and layer in bf16, epilogues fused: forward + backward, forward alone
+STUDENT_BYTES, TEACHER_BYTES = 168, 56
+# model, images, image size, patch size, drop rate
+FULL = [("small", 32, 224, 16, 0.75), ("small", 32, 224, 16, 0.5), ("nano", 128, 32, 4, 0.75)]
+TINY = [("nano", 8, 24, 6, 0.75)]
+
+
+class RandomImages:
+    """What building a method asks of a data source."""
+
+    channels = 3
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+
+class Inputs:
+    """A configuration, and batches of random views."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.config, self.device = config, device
+        generator = torch.Generator().manual_seed(0)
+        images, side = config.data.batch_size, config.model.image_size
+        shape = (images, side, side, RandomImages.channels)
+        self.batches = [
+            Batch(
+                views=tuple(torch.randint(256, shape, generator=generator, dtype=torch.uint8) for _ in range(2)),
+                index=torch.arange(images) + images * i,
+                epoch=0,
+                failures=(),
+            ).to(device)
+            for i in range(NUM_BATCHES)
+        ]
+
+    def method(self, impl: str, precision: str = "bf16") -> tuple[Method, Config, dict]:
+        """The method at its initial weights, its configuration and its implementations."""
+        run = dataclasses.replace(self.config.run, precision=precision, device=str(self.device))
+        config = dataclasses.replace(self.config, run=run)
+        overrides = {"auto": "", "torch": EAGER}.get(impl, impl)
+        impls = resolve_implementations(self.device, overrides)
+        return build_method(config, RandomImages, impls), config, impls
+
+
+def _inputs(model: str, images: int, side: int, patch: int, drop: float, device: torch.device) -> Inputs:
+    base = recipe("moco_v3_dilemma")(model)
+    config = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, image_size=side, patch_size=patch),
+        data=dataclasses.replace(base.data, batch_size=images),
+        pretext=dataclasses.replace(base.pretext, drop_rate=drop),
+    )
+    return Inputs(config, device)
+
+
+def _ours(inputs: Inputs, impl: str) -> Thunk:
+    method, config, impls = inputs.method(impl)
+    optimizer, batches = build_optimizer(method, config, impls), itertools.cycle(inputs.batches)
+
+    def step() -> list[Tensor]:
+        result = training_step(
+            method, optimizer, next(batches), config, progress=PROGRESS, next_progress=lambda: PROGRESS
+        )
+        return [torch.tensor(result.loss)]
+
+    return step
+
+
+def _gradients(inputs: Inputs, impl: str, precision: str) -> Tensor:
+    """Of every trained parameter at the initial weights, as one fp64 vector."""
+    method, config, _ = inputs.method(impl, precision)
+    compute_losses(method, inputs.batches[0], config.run.seed).total.backward()
+    return torch.cat([p.grad.flatten().double() for p in method.parameters() if p.requires_grad])
+
+
+def _check(inputs: Inputs, impl: str) -> Check:
+    """Root mean square error of all gradients in bf16 against the reference in fp32."""
+    exact = _gradients(inputs, "reference", "fp32")
+    ours, eager = (size(_gradients(inputs, each, "bf16") - exact).root_mean_square for each in (impl, "reference"))
+    return Check(ours, GRADIENT_FACTOR * eager)
+
+
+def _work(model: str, images: int, side: int, patch: int, drop: float) -> dict[str, int]:
+    """The blocks' least traffic and matrix work: a sparse student there and back, a dense teacher forward."""
+    width, depth, _ = MODEL_SIZES[model]
+    patches = (side // patch) ** 2
+    student, teacher = 1 + int(patches * (1 - drop)), 1 + patches
+
+    def operations(tokens: int) -> int:
+        return tokens * (24 * width**2 + 4 * tokens * width)
+
+    per_layer = 2 * images * depth  # two views of every image
+    return {
+        "bytes_moved": per_layer * width * (STUDENT_BYTES * student + TEACHER_BYTES * teacher),
+        "operations": per_layer * (3 * operations(student) + operations(teacher)),
+    }
+
+
+def cases(*, tiny: bool) -> list[Case]:
+    return [
+        Case(
+            op="step",
+            mode="step",
+            shape=f"{model} B={images} {side}x{side}x3 p={patch} drop={drop:g}",
+            dtype="bfloat16",
+            make_inputs=partial(_inputs, model, images, side, patch, drop),
+            ours=_ours,
+            peers={"eager": partial(_ours, impl="torch")},
+            check=_check,
+            **_work(model, images, side, patch, drop),
+        )
+        for model, images, side, patch, drop in (TINY if tiny else FULL)
+    ]
