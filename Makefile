@@ -33,6 +33,7 @@ test: lint
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/lint-imports
 
 bench: $(STAMP)

@@ -58,9 +58,7 @@ def write_capture(
         return _publish(folder, files, int(state["step"]))
     except OSError as error:
         mend = "make room or mend the permissions"
-        raise CheckpointError(
-            f"{reason}; {folder}: cannot write the capture: {error.strerror}; {mend}"
-        ) from None
+        raise CheckpointError(f"{reason}; {folder}: cannot write the capture: {error.strerror}; {mend}") from None
 
 
 def _publish(folder: Path, files: Mapping[str, bytes], step: int) -> Path:

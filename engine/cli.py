@@ -20,9 +20,7 @@ def usage() -> str:
     """The help page: one line per subcommand."""
     lines = [f"  misplace {line}" for line in OWN_COMMANDS.values()]
     lines += [f"  misplace {point.name}" for point in entry_points(group="misplace.commands")]
-    return "\n".join(
-        ["usage: misplace COMMAND [ARGUMENT ...]; `misplace COMMAND --help` tells more", "", *lines]
-    )
+    return "\n".join(["usage: misplace COMMAND [ARGUMENT ...]; `misplace COMMAND --help` tells more", "", *lines])
 
 
 def find(name: str):

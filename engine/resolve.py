@@ -32,9 +32,7 @@ def resolve(config: Config, source: Source) -> Config:
         device=str(choose_device(config.run.device)),
         out=config.run.out or next_run_folder(Path("runs"), config.recipe),
     )
-    resolved = dataclasses.replace(
-        config, model=model, data=dataclasses.replace(config.data, workers=workers), run=run
-    )
+    resolved = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, workers=workers), run=run)
     _check_kept(resolved)
     if len(source) < config.data.batch_size:
         raise UserError(
@@ -104,6 +102,4 @@ def _check_kept(config: Config) -> None:
     if isinstance(config.pretext, DilemmaConfig):
         patches = (config.model.image_size // config.model.patch_size) ** 2
         if math.floor(patches * (1 - config.pretext.drop_rate) + 1e-6) < 1:
-            raise UserError(
-                f"--pretext.drop-rate {config.pretext.drop_rate} keeps none of {patches} patches; lower it"
-            )
+            raise UserError(f"--pretext.drop-rate {config.pretext.drop_rate} keeps none of {patches} patches; lower it")

@@ -43,9 +43,7 @@ def pretrain(config: Config) -> Path:
         if trainer.finished:
             finish.evaluate_and_report(trainer)
         else:
-            print(
-                f"stopped at step {trainer.step}, saved; go on with --resume --out {folder.path}", flush=True
-            )
+            print(f"stopped at step {trainer.step}, saved; go on with --resume --out {folder.path}", flush=True)
     return folder.path
 
 
@@ -227,8 +225,7 @@ class Trainer:
 def _refuse_other_config(before: dict, now: dict, where: Path) -> None:
     """A resumed run is the same run: anything that would change its result is a UserError."""
     before, now = (
-        {**plain, "run": {k: v for k, v in plain["run"].items() if k not in FREE_TO_CHANGE}}
-        for plain in (before, now)
+        {**plain, "run": {k: v for k, v in plain["run"].items() if k not in FREE_TO_CHANGE}} for plain in (before, now)
     )
     if difference := first_difference(before, now):
         raise UserError(

@@ -34,9 +34,7 @@ def house(tmp_path_factory) -> Path:
         shutil.copytree(
             CHECKOUT / folder,
             root / "misplace" / folder,
-            ignore=lambda where, names: [
-                n for n in names if not (n.endswith(".py") or Path(where, n).is_dir())
-            ],
+            ignore=lambda where, names: [n for n in names if not (n.endswith(".py") or Path(where, n).is_dir())],
         )
     shutil.copy(CHECKOUT / "pyproject.toml", root)
     return root
@@ -76,7 +74,5 @@ def test_contract_breaks(house, file):
 @pytest.mark.parametrize("name", ["csrc", "kernels", "engine", "bench", "tests"])
 def test_folders_are_not_importable_by_their_bare_name(name, tmp_path):
     code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"

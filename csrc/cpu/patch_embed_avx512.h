@@ -65,7 +65,8 @@ MISPLACE_LANES_BF16 void write_run_pair(const Pixel* even, const Pixel* odd, con
                                         int64_t count, uint32_t* out) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 mask = lanes(count - i);
-    const __m512 a = normalised(even + i, scale + i, shift + i, mask), b = normalised(odd + i, scale + i, shift + i, mask);
+    const __m512 a = normalised(even + i, scale + i, shift + i, mask);
+    const __m512 b = normalised(odd + i, scale + i, shift + i, mask);
     const __m512i low = _mm512_maskz_cvtepu16_epi32(mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)));
     const __m512i high = _mm512_maskz_cvtepu16_epi32(mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(b)));
     _mm512_mask_storeu_epi32(out + i, mask, _mm512_or_si512(low, _mm512_maskz_slli_epi32(mask, high, 16)));

@@ -151,7 +151,8 @@ void image_gradient(const Tensor& gradient, const Tensor& weight, const Pixels& 
   const Scalar* from = gradient.const_data_ptr<Scalar>();
   Wide* image = result.mutable_data_ptr<Wide>();
   at::parallel_for(0, batch.images, 1, [&](int64_t begin, int64_t end) {
-    const Tensor tile = at::zeros({rows, depth}, right.options()), product = at::empty({rows, num_pixels}, result.options());
+    const Tensor tile = at::zeros({rows, depth}, right.options());
+    const Tensor product = at::empty({rows, num_pixels}, result.options());
     Factor* left = tile.mutable_data_ptr<Factor>();
     Wide* sums = product.mutable_data_ptr<Wide>();
     const int64_t past = end * batch.kept;
@@ -161,9 +162,11 @@ void image_gradient(const Tensor& gradient, const Tensor& weight, const Pixels& 
         const Scalar* row = from + batch.row(first + i) * batch.dim;
         for (int64_t d = 0; d < batch.dim; ++d) left[i * depth + d] = rounded<Factor>(row[d]);
       }
-      multiply(rows, num_pixels, depth, left, depth, right.const_data_ptr<Factor>(), num_pixels, sums, num_pixels, false);
+      const Factor* factors = right.const_data_ptr<Factor>();
+      multiply(rows, num_pixels, depth, left, depth, factors, num_pixels, sums, num_pixels, false);
       for (int64_t i = 0; i < count; ++i) {
-        Wide* patch = image + (first + i) / batch.kept * pixels.image_stride + patch_start(pixels, batch.src[first + i]);
+        const int64_t start = patch_start(pixels, batch.src[first + i]);
+        Wide* patch = image + (first + i) / batch.kept * pixels.image_stride + start;
         for (int64_t walked = 0; walked < num_pixels; ++walked) {
           patch[runs.offset[walked / runs.length] + walked % runs.length] +=
               sums[i * num_pixels + walked] * by.scale[walked];

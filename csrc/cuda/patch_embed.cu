@@ -154,8 +154,9 @@ __global__ void __launch_bounds__(lanes) table_kernel(Batch batch, const Scalar*
       sums[row * stride] += to_float(token[static_cast<int64_t>(1 + k) * batch.dim]);
     }
   }
-  if (!in_shared) return;
-  for (int row = 0; row < rows; ++row) part[static_cast<int64_t>(row) * batch.dim] = sums[row * stride];
+  if constexpr (in_shared) {
+    for (int row = 0; row < rows; ++row) part[static_cast<int64_t>(row) * batch.dim] = sums[row * stride];
+  }
 }
 
 // The first token made from a patch, and whether there are more: plans keep a patch once, callers need not.

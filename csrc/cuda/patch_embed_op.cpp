@@ -24,7 +24,8 @@ Kind kind_of(const Tensor& tensor) {
     case at::kFloat: return Kind::float32;
     case at::kBFloat16: return Kind::bfloat16;
     case at::kHalf: return Kind::float16;
-    default: C10_THROW_ERROR(TypeError, "patch_embed: impl=native on CUDA takes no " + std::string(tensor.dtype().name()));
+    default:
+      C10_THROW_ERROR(TypeError, "patch_embed: impl=native on CUDA takes no " + std::string(tensor.dtype().name()));
   }
 }
 
@@ -73,8 +74,8 @@ Tensor patch_embed_cuda(const Tensor& images_, const Tensor& weight_, const Tens
   Tensor out = at::empty({src.size(0), 1 + src.size(1), weight.size(0)}, weight.options());
   if (out.numel() == 0) return out;
   launch_forward(kind, batch_of(src, pos, weight.size(0), num_patches), source_of(images, pixels, scale, shift),
-                 {weight.const_data_ptr(), tables.bias.const_data_ptr<float>(), tables.positions.const_data_ptr<float>(),
-                  tables.class_token.const_data_ptr<float>(), unknown.const_data_ptr<float>(),
+                 {weight.const_data_ptr(), tables.bias.const_data_ptr<float>(),
+                  tables.positions.const_data_ptr<float>(), tables.class_token.const_data_ptr<float>(), unknown.const_data_ptr<float>(),
                   out.mutable_data_ptr()},
                  c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();

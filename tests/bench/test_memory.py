@@ -1,8 +1,11 @@
 """The peak of a call is what its tensors take at once, to the byte, however often it ran before."""
 
+import re
+
 import pytest
 import torch
 
+from misplace.bench import step_memory
 from misplace.bench.memory import peak_bytes
 
 CPU = torch.device("cpu")
@@ -34,3 +37,10 @@ def test_what_was_held_before_does_not_count():
 
 def test_nothing():
     assert peak_bytes(lambda: None, CPU) == 0
+
+
+def test_a_fused_step_takes_no_more_than_torchs_operators_and_less_than_the_reference(capsys):
+    assert step_memory.main(["--tiny"]) == 0
+    line = capsys.readouterr().out
+    peaks = {side: float(mb) for side, mb in re.findall(r"(auto|torch|reference) ([\d.]+) MB", line)}
+    assert 0 < peaks["auto"] <= peaks["torch"] < peaks["reference"]

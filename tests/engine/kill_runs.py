@@ -23,9 +23,7 @@ STEPS, KILLS_PER_RUN = 10, 5
 
 
 def pretrain(folder: Path, images: Path, *, resume: bool) -> None:
-    config = tiny_config(
-        "moco_v3_dilemma", images, folder, steps=STEPS, checkpoint_steps=3, keep=2, resume=resume
-    )
+    config = tiny_config("moco_v3_dilemma", images, folder, steps=STEPS, checkpoint_steps=3, keep=2, resume=resume)
     trainer.pretrain(config)
 
 

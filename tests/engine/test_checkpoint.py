@@ -98,9 +98,7 @@ def test_layout_and_state(tmp_path):
     assert manifest["files"]["state.json"]["size"] == (path / "state.json").stat().st_size
 
 
-@pytest.mark.parametrize(
-    "state", [{"betas": (0.9, 0.95)}, {3: "x"}, {"loss": float("nan")}, {"t": torch.ones(1)}, []]
-)
+@pytest.mark.parametrize("state", [{"betas": (0.9, 0.95)}, {3: "x"}, {"loss": float("nan")}, {"t": torch.ones(1)}, []])
 def test_a_state_that_would_come_back_changed_is_refused(tmp_path, state):
     with pytest.raises((ValueError, TypeError)):
         checkpoint.save(tmp_path, 1, {}, state, keep=1)
@@ -306,9 +304,7 @@ def test_nonsense_under_a_right_digest(tmp_path, name, content):
     path, files = two_checkpoints(tmp_path)
     (path / name).write_bytes(content)
     entries = {
-        file.name: vars(manifest.FileEntry.of(file.read_bytes()))
-        for file in files
-        if file.name != "manifest.json"
+        file.name: vars(manifest.FileEntry.of(file.read_bytes())) for file in files if file.name != "manifest.json"
     }
     rewrite(path, files=entries)
     with pytest.raises(CheckpointError) as error:

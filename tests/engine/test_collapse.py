@@ -40,16 +40,12 @@ def test_a_second_collapse_is_named_again():
     assert len(told) == 2 and told[0][0] == 19 and 100 < told[1][0] < 120
 
 
-@pytest.mark.parametrize(
-    ("wrong_rate", "chance"), [(0.2, 0.5004), (0.5, math.log(2)), (0.0, 0.0), (1.0, 0.0)]
-)
+@pytest.mark.parametrize(("wrong_rate", "chance"), [(0.2, 0.5004), (0.5, math.log(2)), (0.0, 0.0), (1.0, 0.0)])
 def test_chance(wrong_rate, chance):
     assert chance_bce(wrong_rate) == pytest.approx(chance, abs=5e-5)
 
 
-@pytest.mark.parametrize(
-    ("bce", "named"), [(0.5004, True), (0.53, True), (0.4985, True), (0.49, False), (0.2, False)]
-)
+@pytest.mark.parametrize(("bce", "named"), [(0.5004, True), (0.53, True), (0.4985, True), (0.49, False), (0.2, False)])
 def test_a_bce_at_chance_is_named(bce, named):
     told = feed(ChanceDetector(0.2, window=20, grace=100), [bce] * 200)
     assert len(told) == named

@@ -64,9 +64,7 @@ def test_resume_takes_out_what_the_killed_run_wrote_ahead(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log_steps(path, [5, 10, 15, 20])
     assert log_steps(path, [15, 20, 25], resume_step=10, loss=2.0).discarded == 2
-    assert rows(path) == [
-        {"step": step, "loss": step * (1.0 if step <= 10 else 2.0)} for step in (5, 10, 15, 20, 25)
-    ]
+    assert rows(path) == [{"step": step, "loss": step * (1.0 if step <= 10 else 2.0)} for step in (5, 10, 15, 20, 25)]
 
 
 @pytest.mark.parametrize("cut", range(1, 24))

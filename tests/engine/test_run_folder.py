@@ -97,9 +97,7 @@ def test_one_writer_also_within_a_process(tmp_path):
 
 
 def test_kill_9_frees_the_folder_though_a_worker_lives_on(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     worker = int(holder.stdout.readline())
     try:
         refused(f"process {holder.pid} is writing this run", path=tmp_path, resume=True)
@@ -134,9 +132,7 @@ def test_the_environment_names_versions_machine_and_ops(tmp_path):
 def test_the_commit_is_that_of_our_own_checkout_only(tmp_path, monkeypatch):
     def git(*arguments):
         who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        done = subprocess.run(
-            ["git", "-C", tmp_path, *who, *arguments], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["git", "-C", tmp_path, *who, *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     package = tmp_path / "engine" / "run_folder" / "environment.py"

@@ -152,9 +152,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_can_be_replayed(runs, ima
         return real(method, *args, **options)
 
     monkeypatch.setattr(trainer, "training_step", poisoned)
-    with pytest.raises(
-        UserError, match=r"step 2: .*nan.*nothing was updated; replay it with `misplace doctor"
-    ):
+    with pytest.raises(UserError, match=r"step 2: .*nan.*nothing was updated; replay it with `misplace doctor"):
         pretrain(config)
     captures = list((tmp_path / "run" / "capture").glob("capture-*"))
     assert len(captures) == 1

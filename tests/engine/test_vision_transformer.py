@@ -27,9 +27,7 @@ def encoder():
 
 @pytest.fixture
 def photos():
-    return torch.randint(
-        0, 256, (3, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randint(0, 256, (3, 24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def normalised(photos):
