@@ -32,6 +32,8 @@ class Options:
     """Peers or implementations to measure against, with commas: eager, compile, reference, ..."""
     mode: str | None = None
     """Modes to measure, with commas: forward, forward+backward, step; none: all."""
+    shape: str = ""
+    """Measure only the shapes that contain this text, such as nano or B=64."""
     device: str | None = None
     """cpu or cuda; none: cuda where there is one."""
     rounds: int = 25
@@ -57,16 +59,15 @@ def main(argv: list[str]) -> int:
         results.check_target(target)
     with timing.pinned_threads(options.threads) as threads:
         _say_where(device, threads)
-        rows, complete = _measure_all(cases, options, device)
-    if options.csv:
-        results.append_csv(options.csv, rows)
+        complete = _measure_all(cases, options, device)
     return 0 if complete else 1
 
 
-def _measure_all(cases: list[Case], options: Options, device: torch.device) -> tuple[list[Row], bool]:
-    """The rows of all cases, and whether none was left out; after each case the rows so far are in the JSON file."""
+def _measure_all(cases: list[Case], options: Options, device: torch.device) -> bool:
+    """Whether no case was left out; after each the rows so far are in the files."""
     rows, complete = [], True
     for case in cases:
+        before = len(rows)
         inputs = case.make_inputs(device)
         for impl in implementations(case.op, options.impl, device):
             try:
@@ -80,7 +81,9 @@ def _measure_all(cases: list[Case], options: Options, device: torch.device) -> t
                 print(f"misplace: {red}not measured: {where}: {reason}", file=sys.stderr)
         if options.json:
             results.write_json(options.json, rows)
-    return rows, complete
+        if options.csv:
+            results.append_csv(options.csv, rows[before:])
+    return complete
 
 
 def _say_where(device: torch.device, threads: int) -> None:
@@ -99,6 +102,8 @@ def _check_numbers(options: Options) -> None:
 
 def _cases(options: Options) -> list[Case]:
     cases = [case for op in options.ops or op_names() for case in cases_of(op, tiny=options.tiny)]
+    if not (cases := [case for case in cases if options.shape in case.shape]):
+        raise UserError(f"bench: --shape {options.shape}: no shape contains it")
     if options.mode is None:
         return cases
     modes = options.mode.split(",")

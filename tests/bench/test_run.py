@@ -113,6 +113,7 @@ def test_one_red_case_does_not_hide_a_green_one(case, monkeypatch, tmp_path):
         ([*QUICK, "--rounds", "0"], "--rounds 0"),
         ([*QUICK, "--threads", "0"], "--threads 0"),
         ([*QUICK, "--mode", "sideways"], "--mode sideways: one of forward"),
+        ([*QUICK, "--shape", "B=7,"], "--shape B=7,: no shape contains it"),
         ([*QUICK, "--json", "/no/such/folder/rows.json"], "/no/such/folder is no folder"),
         ([*QUICK, "--nonsense"], "--nonsense"),
     ],
@@ -128,6 +129,25 @@ def test_a_mistake_is_one_line(arguments, message):
 def test_cuda_where_there_is_none_is_a_user_error():
     with pytest.raises(UserError, match="no CUDA device here"):
         run.main([*QUICK, "--device", "cuda"])
+
+
+def test_rows_are_in_the_file_before_the_next_case_begins(case, monkeypatch, tmp_path):
+    file, seen = tmp_path / "rows.csv", []
+
+    def inputs(device):
+        seen.append(len(file.read_text().splitlines()) if file.exists() else 0)
+        return case.make_inputs(device)
+
+    monkeypatch.setattr(run, "cases_of", lambda op, tiny: [dataclasses.replace(case, make_inputs=inputs)] * 2)
+    assert run.main(["token_plan", "--device", "cpu", "--rounds", "2", "--csv", str(file)]) == 0
+    assert seen == [0, 2] and len(file.read_text().splitlines()) == 3
+
+
+def test_shape_picks_the_cases_that_contain_it(tmp_path):
+    file = tmp_path / "rows.json"
+    full = ["step", "--tiny", "--rounds", "1", "--device", "cpu", "--shape", "24x24", "--json", str(file)]
+    assert run.main(full) == 0
+    assert [row["impl"] for row in json.loads(file.read_text())] == ["auto"]
 
 
 def test_csv_grows_below_one_header(tmp_path):
