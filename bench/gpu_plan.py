@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .environment import CHECKOUT
-from .registry import op_names
+from .registry import cases_of, op_names
 
 PYTHON = sys.executable
 MISPLACE = (PYTHON, "-m", "misplace.engine.cli")
@@ -84,7 +84,9 @@ def _recipe_options(options: Options) -> tuple[str, ...]:
 
 
 def _bench(options: Options, op: str, folder: Path) -> tuple[str, ...]:
-    rehearsed = ("--tiny", "--rounds", "3") if options.device == "cpu" else ("--against", "eager,compile")
+    peers = {peer for case in cases_of(op, tiny=True) for peer in case.peers}
+    against = ",".join(peer for peer in ("eager", "compile") if peer in peers)
+    rehearsed = ("--tiny", "--rounds", "3") if options.device == "cpu" else ("--against", against)
     return ("bench", op, "--device", options.device, "--json", str(folder / f"bench-{op}.json"), *rehearsed)
 
 

@@ -13,7 +13,7 @@ import torch
 from misplace.bench import build_info, gpu_check, run
 from misplace.bench.gpu_check import Step
 from misplace.bench.profile.command import configure as configure_profile
-from misplace.bench.registry import op_names
+from misplace.bench.registry import cases_of, op_names
 from misplace.engine.commands.parsing import parse
 from misplace.engine.commands.pretrain import configure
 from misplace.engine.errors import UserError
@@ -68,6 +68,16 @@ def test_planned_commands_are_understood(tmp_path, rehearsed):
     assert bench.ops == ("token_plan",)
     assert bench.tiny is (device == "cpu")
     assert bench.json == tmp_path / "bench-token_plan.json"
+
+
+def test_every_planned_peer_exists(tmp_path):
+    """`step` has no compiled peer; asking it for one would end the measurement before it begins."""
+    steps = {step.name: step.command for step in gpu_check.plan(gpu_check.Options(), tmp_path, tmp_path)}
+    for op in op_names():
+        command = steps[f"bench-{op}"]
+        against = command[command.index("--against") + 1].split(",")
+        peers = {peer for case in cases_of(op, tiny=False) for peer in case.peers}
+        assert against[0] == "eager" and set(against) <= peers
 
 
 def test_the_gpu_step_picks_marked_tests_and_those_of_a_device(tmp_path):
