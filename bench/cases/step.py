@@ -1,5 +1,6 @@
 """step: a whole training step of moco_v3_dilemma, from plans to update, on images that are in memory already."""
 
+import copy
 import dataclasses
 import itertools
 from functools import partial
@@ -16,7 +17,8 @@ from misplace.engine.recipes import recipe
 from misplace.engine.step import compute_losses, training_step
 from misplace.kernels.testing.tolerance import GRADIENT_FACTOR, size
 
-from ..peers.step import EAGER
+from ..peers.step import timm_step, torch_operators
+from ..peers.timm_trunk import FORMS, normalised
 from ..registry import Case, Check, Thunk
 
 PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
@@ -58,7 +60,7 @@ class Inputs:
         """The method at its initial weights, its configuration and its implementations."""
         run = dataclasses.replace(self.config.run, precision=precision, device=str(self.device))
         config = dataclasses.replace(self.config, run=run)
-        overrides = {"auto": "", "torch": EAGER}.get(impl, impl)
+        overrides = {"auto": "", "torch": torch_operators(self.device)}.get(impl, impl)
         impls = resolve_implementations(self.device, overrides)
         return build_method(config, RandomImages, impls), config, impls
 
@@ -85,6 +87,23 @@ def _ours(inputs: Inputs, impl: str) -> Thunk:
         return [torch.tensor(result.loss)]
 
     return step
+
+
+def _timm(inputs: Inputs, form: str) -> Thunk:
+    """Pixels come normalised, at no cost to the peer."""
+    config, mean, std = inputs.config, RandomImages.mean, RandomImages.std
+    batches = [normalised(torch.cat(batch.views), mean, std) for batch in inputs.batches]
+    lr = config.optim.base_lr * config.data.batch_size / 256
+    return timm_step(config, form, batches, lr, inputs.device)
+
+
+def _dense(inputs: Inputs) -> Thunk:
+    """The same engine and framework without the pretext: whole images, nothing misplaced."""
+    plain = recipe("moco_v3")(inputs.config.model.name)
+    config = dataclasses.replace(inputs.config, recipe=plain.recipe, pretext=plain.pretext)
+    dense = copy.copy(inputs)
+    dense.config = config
+    return _ours(dense, "auto")
 
 
 def _gradients(inputs: Inputs, impl: str, precision: str) -> Tensor:
@@ -126,7 +145,11 @@ def cases(*, tiny: bool) -> list[Case]:
             dtype="bfloat16",
             make_inputs=partial(_inputs, model, images, side, patch, drop),
             ours=_ours,
-            peers={"eager": partial(_ours, impl="torch")},
+            peers={
+                "eager": partial(_ours, impl="torch"),
+                "dense": _dense,
+                **{form: partial(_timm, form=form) for form in FORMS},
+            },
             check=_check,
             **_work(model, images, side, patch, drop),
         )
