@@ -3,8 +3,6 @@
 import importlib
 import io
 import struct
-import sys
-import types
 import zlib
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from misplace.bench.peers.timm_trunk import import_timm
 
 torch.set_num_threads(1)  # small tensors; pytest-xdist uses the cores
 
@@ -90,6 +90,13 @@ def runs(monkeypatch):
 
 
 @pytest.fixture
+def losses(monkeypatch):
+    """The module losses.py beside this file: losses of short runs."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return importlib.import_module("losses")
+
+
+@pytest.fixture
 def images(runs, tmp_path) -> Path:
     """A folder of 48 striped images in two classes."""
     return runs.striped_images(tmp_path / "images")
@@ -97,12 +104,5 @@ def images(runs, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def timm():
-    """timm needs torchvision's Python; its CUDA build beside a CPU torch fails on describing operators."""
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        name = "torchvision._meta_registrations"
-        sys.modules[name] = types.ModuleType(name)
-    return importlib.import_module("timm")
+    """timm, beside a CPU torch too."""
+    return import_timm()
