@@ -15,12 +15,14 @@ class Impl(enum.StrEnum):
     """How an op is computed.
 
     REFERENCE is eager PyTorch in at least fp32 (the specification); TORCH is PyTorch's own operator in the
-    caller's dtype; NATIVE is misplace.kernels._C; TRITON and XFORMERS are what they say.
+    caller's dtype; NATIVE is misplace.kernels._C; ONEDNN is oneDNN's operator inside PyTorch; TRITON and XFORMERS
+    are what they say.
     """
 
     REFERENCE = "reference"
     TORCH = "torch"
     NATIVE = "native"
+    ONEDNN = "onednn"
     TRITON = "triton"
     XFORMERS = "xformers"
 
@@ -36,6 +38,8 @@ def why_unavailable(impl: Impl, device: torch.device) -> str | None:
             return None
         case Impl.NATIVE:
             return _why_no_native(device.type)
+        case Impl.ONEDNN:
+            return _why_no_onednn(device.type)
         case Impl.TRITON:
             return _why_no_triton(device.type)
         case Impl.XFORMERS:
@@ -52,6 +56,19 @@ def _why_no_native(device_type: str) -> str | None:
         return None
     built_for = _C.build_info()
     return None if built_for.get(device_type) else f"misplace.kernels._C was built without {device_type}"
+
+
+def _why_no_onednn(device_type: str) -> str | None:
+    return _ONEDNN_HERE if device_type == "cpu" else f"oneDNN computes on the CPU, not on {device_type}"
+
+
+def _ask_onednn() -> str | None:
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    return None if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "this CPU has no AVX-512 for oneDNN's bf16"
+
+
+_ONEDNN_HERE = _ask_onednn()  # asked here and not in `choose`, whose graph torch.compile would break on it
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Masters are what is trained, saved and averaged; the copies are refreshed by the
 updates the masters, so that no forward casts a weight.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -25,9 +26,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.register_buffer("weight_copy", None, persistent=False)
         self.register_buffer("bias_copy", None, persistent=False)
+        self.packed = None  # the weight as kernels.pack_weight gives it, inside packed_weights alone
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype if self.weight_copy is None else self.weight_copy.dtype)
+        if self.packed is not None:
+            return kernels.linear_packed(x, self.packed, self.bias if self.bias_copy is None else self.bias_copy)
         return kernels.linear(
             x,
             self.weight,
@@ -58,6 +62,23 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float())
+
+
+@contextlib.contextmanager
+def packed_weights(module: nn.Module, rows: int) -> Iterator[None]:
+    """Inside: every Linear below `module` multiplies a weight packed once, for inputs of about `rows` rows.
+
+    Without gradients, and while no weight changes.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, Linear)]
+    try:
+        for layer in layers:
+            weight = layer.weight if layer.weight_copy is None else layer.weight_copy
+            layer.packed = kernels.pack_weight(weight, rows, impl=layer.impls["linear"])
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
 
 
 def use_low_precision(module: nn.Module, dtype: torch.dtype) -> None:

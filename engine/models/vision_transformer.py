@@ -8,7 +8,7 @@ from misplace.kernels import TokenPlan
 
 from ..implementations import AUTO
 from .initialise import INITS
-from .layers import LayerNorm, Linear
+from .layers import LayerNorm, Linear, packed_weights
 from .position import sincos_2d
 
 CACHE_BYTES = 4 * 2**20
@@ -147,13 +147,16 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def class_token(self, images: Tensor) -> Tensor:
         """The normalised class token of whole images, [B, D] in the compute dtype: what a teacher is asked for."""
-        parts = []
-        for part in images.split(self.images_at_once):
-            x = self.tokens(part, kernels.dense_plan(len(part), self.num_patches, part.device))
-            for block in self.blocks[:-1]:
-                x = block(x)
-            parts.append(self.blocks[-1].of_class_token(x)[:, 0])
-        return self.norm(torch.cat(parts))
+        parts = images.split(self.images_at_once)
+        with packed_weights(self.blocks, len(parts[0]) * (1 + self.num_patches)):
+            return self.norm(torch.cat([self._class_token(part) for part in parts]))
+
+    def _class_token(self, images: Tensor) -> Tensor:
+        """Before the norm, of as many images as are worked on at once."""
+        x = self.tokens(images, kernels.dense_plan(len(images), self.num_patches, images.device))
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.blocks[-1].of_class_token(x)[:, 0]
 
     @property
     def images_at_once(self) -> int:

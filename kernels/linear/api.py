@@ -1,13 +1,15 @@
 """linear: x W^T + b, with low-precision copies of master weights where they exist."""
 
+import torch
 from torch import Tensor
 
 from ..checks import require_device, require_dims, require_dtype, require_floating, require_shape
 from ..impl import Impl, choose
-from . import reference, stock
+from . import onednn, reference, stock
 
-SUPPORTED = {"cpu": (Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-RUN = {Impl.TORCH: stock.linear, Impl.REFERENCE: reference.linear}
+SUPPORTED = {"cpu": (Impl.ONEDNN, Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
+OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE)}  # than those of oneDNN
+RUN = {Impl.ONEDNN: onednn.linear, Impl.TORCH: stock.linear, Impl.REFERENCE: reference.linear}
 
 
 def linear(
@@ -24,12 +26,45 @@ def linear(
     With copies, the copies give the value and the gradient of x, and the masters receive the gradients of
     weight and bias in their own dtype (fp32); nobody differentiates a copy. Without copies the masters are
     cast to x's dtype. Differentiable once in x, weight and bias.
+    onednn takes fp32 and bf16; for other dtypes "auto" means torch.
     ValueError for a shape, a device, or one copy without the other; TypeError for a dtype that is not
     floating or a copy that is not in x's dtype.
     """
     _validate(x, weight, bias, weight_copy, bias_copy)
-    run = RUN[choose("linear", impl, x.device, SUPPORTED)]
-    return run(x, weight, bias, weight_copy, bias_copy)
+    return RUN[_choose(impl, x)](x, weight, bias, weight_copy, bias_copy)
+
+
+def _choose(impl: Impl | str, x: Tensor) -> Impl:
+    if x.dtype in onednn.DTYPES:
+        return choose("linear", impl, x.device, SUPPORTED)
+    if impl == Impl.ONEDNN:
+        raise TypeError(f"linear: impl=onednn takes torch.float32 or torch.bfloat16, not {x.dtype}")
+    return choose("linear", impl, x.device, OTHER_DTYPES)
+
+
+def pack_weight(weight: Tensor, rows: int, *, impl: Impl | str = "auto") -> Tensor | None:
+    """weight [O, I] as linear_packed takes it, for inputs of about `rows` rows; None where `impl` packs nothing.
+
+    A snapshot: what is later written to `weight` does not reach it.
+    """
+    require_dims("linear", "weight", weight, 2, "[O, I]")
+    return onednn.pack(weight, rows) if _choose(impl, weight) is Impl.ONEDNN else None
+
+
+@torch.no_grad()
+def linear_packed(
+    x: Tensor,  # [..., I]
+    packed: Tensor,  # [O, I], from pack_weight, dtype of x
+    bias: Tensor | None,  # [O], dtype of x
+) -> Tensor:  # [..., O], dtype of x
+    """x @ weight.T + bias with a packed weight, without gradients. Raises as `linear` does."""
+    if x.dim() == 0 or x.shape[-1] != packed.shape[1]:
+        raise ValueError(f"linear: x must be [..., I] with I = {packed.shape[1]}, not {list(x.shape)}")
+    require_dtype("linear", "packed", packed, x.dtype)
+    if bias is not None:
+        require_shape("linear", "bias", bias, packed.shape[:1], "[O]")
+        require_dtype("linear", "bias", bias, x.dtype)
+    return onednn.product(x, packed, bias)
 
 
 def _validate(

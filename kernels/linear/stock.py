@@ -1,43 +1,14 @@
 """linear by PyTorch's own matrix products, in the dtype of x."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from .autograd import LinearWithCopies
 
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, weight_copy: Tensor | None, bias_copy: Tensor | None
 ) -> Tensor:
     if weight_copy is not None:
-        return _LinearWithCopies.apply(x, weight, bias, weight_copy, bias_copy)
+        return LinearWithCopies.apply(x, weight, bias, weight_copy, bias_copy, F.linear)
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-class _LinearWithCopies(Function):
-    """Multiplies the copies; sends the gradients to the masters."""
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, weight_copy: Tensor, bias_copy: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight_copy)
-        ctx.weight_dtype = weight.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, weight_copy, bias_copy)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_copy = ctx.saved_tensors
-        rows = dy.reshape(-1, dy.shape[-1])
-        dx = dweight = dbias = None
-        if ctx.needs_input_grad[0]:
-            dx = dy @ weight_copy
-        if ctx.needs_input_grad[1]:
-            dweight = (rows.T @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
-        if ctx.needs_input_grad[2]:
-            wide = torch.promote_types(dy.dtype, torch.float32)
-            dbias = rows.sum(dim=0, dtype=wide).to(ctx.bias_dtype)
-        return dx, dweight, dbias, None, None

@@ -12,6 +12,7 @@ from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.non_finite import replay
 from misplace.engine.step import compute_losses, training_step
 from misplace.engine.trainer import pretrain
+from misplace.kernels import resolve_impl
 
 CPU = torch.device("cpu")
 
@@ -165,7 +166,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_can_be_replayed(runs, ima
 def test_implementations_are_asked_for_by_name_and_refused_by_reason():
     assert set(resolve_implementations(CPU, "reference").values()) == {"reference"}
     mixed = resolve_implementations(CPU, "attention=reference")
-    assert mixed["attention"] == "reference" and mixed["linear"] == "torch"
+    assert mixed["attention"] == "reference" and mixed["gelu"] == resolve_impl("gelu", "auto", CPU)
     with pytest.raises(UserError, match=r"triton needs a CUDA device|triton is not installed"):
         resolve_implementations(CPU, "token_plan=triton")
     with pytest.raises(UserError, match="unknown op 'atention'"):

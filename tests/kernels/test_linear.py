@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from misplace.kernels import linear
+from misplace.kernels import linear, linear_packed, pack_weight
 from misplace.kernels.linear import SUPPORTED
 from misplace.kernels.testing.compare import check, require_one_graph, require_same_bits
 from misplace.kernels.testing.impls import runnable
@@ -102,7 +102,7 @@ def test_frozen_inputs_get_no_gradient(device, impl):
 
 
 @pytest.mark.parametrize("copies", [False, True])
-@pytest.mark.parametrize("device, impl", IMPLS)
+@pytest.mark.parametrize("device, impl", [each for each in IMPLS if each[1] != "onednn"])  # it has no fp64
 def test_gradcheck(device, impl, copies):
     x, weight, bias = (tensor.double().requires_grad_() for tensor in make((3,), 5, 4, device=device).values())
 
@@ -126,6 +126,50 @@ def test_compiles_in_one_graph_and_repeats_to_the_bit(device, impl):
     tensors = make((50,), 64, 33, dtype=torch.bfloat16, device=device, copies=True)
     require_same_bits(op, tensors, WANTED)
     require_one_graph(op, tensors, WANTED)
+
+
+needs_onednn = pytest.mark.skipif(("cpu", "onednn") not in IMPLS, reason="no oneDNN with bf16 on this CPU")
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weight_against_fp64(dtype):
+    for shape, (inputs, outputs) in [((37,), w) for w in WIDTHS] + [(shape, (33, 7)) for shape in ROWS]:
+        tensors = make(shape, inputs, outputs, dtype=dtype, copies=True)
+
+        def op(x, weight, bias, weight_copy, bias_copy):
+            return linear_packed(x, pack_weight(weight_copy, x[..., 0].numel()), bias_copy)
+
+        check(op, eager, exact_with_masters, tensors, [])
+
+
+@needs_onednn
+def test_packed_weight_is_a_snapshot_and_gives_no_gradient():
+    weight, x = normal(8, 16, seed=0).requires_grad_(), normal(4, 16, seed=1)
+    packed = pack_weight(weight, 4)
+    before = linear_packed(x, packed, None)
+    with torch.no_grad():
+        weight.zero_()
+    assert torch.equal(linear_packed(x, packed, None), before) and before.abs().min() > 0
+    assert not before.requires_grad
+
+
+def test_only_onednn_packs():
+    assert pack_weight(torch.ones(2, 3), 4, impl="torch") is None
+    assert pack_weight(torch.ones(2, 3, dtype=torch.float64), 4) is None
+
+
+@needs_onednn
+def test_bad_input_of_packed_is_named():
+    packed = pack_weight(torch.ones(5, 8), 4)
+    with pytest.raises(ValueError, match=r"linear: x must be \[\.\.\., I\] with I = 8, not \[4, 7\]"):
+        linear_packed(torch.ones(4, 7), packed, None)
+    with pytest.raises(TypeError, match=r"linear: packed must be torch.bfloat16"):
+        linear_packed(torch.ones(4, 8, dtype=torch.bfloat16), packed, None)
+    with pytest.raises(ValueError, match=r"linear: bias must be \[O\] = \[5\], not \[4\]"):
+        linear_packed(torch.ones(4, 8), packed, torch.ones(4))
+    with pytest.raises(TypeError, match=r"impl=onednn takes torch.float32 or torch.bfloat16, not torch.float64"):
+        linear(torch.ones(4, 8).double(), torch.ones(5, 8).double(), None, impl="onednn")
 
 
 def test_bad_input_is_named():
