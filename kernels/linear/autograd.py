@@ -8,6 +8,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
+def sum_rows(rows: Tensor) -> Tensor:
+    """[M, O] -> [O], in fp32 or wider."""
+    return rows.sum(dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+
 class LinearWithCopies(Function):
     """Multiplies the copies by product(x, weight, bias); sends the gradients to the masters."""
 
@@ -20,10 +25,12 @@ class LinearWithCopies(Function):
         weight_copy: Tensor,
         bias_copy: Tensor | None,
         product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        bias_gradient: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight_copy)
         ctx.weight_dtype = weight.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.bias_gradient = bias_gradient
         return product(x, weight_copy, bias_copy)
 
     @staticmethod
@@ -37,6 +44,5 @@ class LinearWithCopies(Function):
         if ctx.needs_input_grad[1]:
             dweight = (rows.T @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
         if ctx.needs_input_grad[2]:
-            wide = torch.promote_types(dy.dtype, torch.float32)
-            dbias = rows.sum(dim=0, dtype=wide).to(ctx.bias_dtype)
-        return dx, dweight, dbias, None, None, None
+            dbias = ctx.bias_gradient(rows).to(ctx.bias_dtype)
+        return dx, dweight, dbias, None, None, None, None
