@@ -11,6 +11,12 @@ from .registry import cases_of, op_names
 PYTHON = sys.executable
 MISPLACE = (PYTHON, "-m", "misplace.engine.cli")
 PROFILED = ("moco_v3_dilemma", "moco_v3")  # the sparse and the dense step
+# peers beyond eager and compile, where a target names them
+AGAINST = {
+    "attention": ("eager", "compile", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "xformers"),
+    "step": ("eager", "dense", "eager-sdpa", "compile-sdpa"),
+    "trunk": ("eager-sdpa", "compile-sdpa", "compile-sdpa-graphs", "compile-sdpa-max"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def _recipe_options(options: Options) -> tuple[str, ...]:
 
 def _bench(options: Options, op: str, folder: Path) -> tuple[str, ...]:
     peers = {peer for case in cases_of(op, tiny=True) for peer in case.peers}
-    against = ",".join(peer for peer in ("eager", "compile") if peer in peers)
+    against = ",".join(peer for peer in AGAINST.get(op, ("eager", "compile")) if peer in peers)
     rehearsed = ("--tiny", "--rounds", "3") if options.device == "cpu" else ("--against", against)
     return ("bench", op, "--device", options.device, "--json", str(folder / f"bench-{op}.json"), *rehearsed)
 

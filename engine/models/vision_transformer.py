@@ -10,8 +10,9 @@ from ..implementations import AUTO
 from .initialise import INITS
 from .layers import LayerNorm, Linear, packed_weights
 from .position import sincos_2d
+from .recompute import made_again
 
-CACHE_BYTES = 4 * 2**20
+CACHE_BYTES = 8 * 2**20
 
 
 class Attention(nn.Module):
@@ -47,7 +48,10 @@ class Mlp(nn.Module):
         self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(kernels.gelu(self.fc1(x), impl=self.impls["gelu"]))
+        hidden = self.fc1(x)
+        active = kernels.gelu(hidden, impl=self.impls["gelu"])
+        with made_again(active, lambda: kernels.gelu(hidden.detach(), impl=self.impls["gelu"])):
+            return self.fc2(active)
 
 
 class Block(nn.Module):
@@ -61,8 +65,14 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self._of_normed(self.attn, self.norm1, x)
+        return x + self._of_normed(self.mlp, self.norm2, x)
+
+    @staticmethod
+    def _of_normed(branch: nn.Module, norm: LayerNorm, x: Tensor) -> Tensor:
+        normed = norm(x)
+        with made_again(normed, lambda: norm(x)):
+            return branch(normed)
 
     def of_class_token(self, x: Tensor) -> Tensor:
         """forward(x)[:, :1] for a quarter of the work: what the other tokens become is not asked for."""

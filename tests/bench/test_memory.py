@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from misplace.bench import step_memory
+from misplace.bench import peak_memory
 from misplace.bench.memory import peak_bytes
+from misplace.engine.errors import UserError
 
 CPU = torch.device("cpu")
 MB = 1 << 20
@@ -40,7 +41,23 @@ def test_nothing():
 
 
 def test_a_fused_step_takes_no_more_than_torchs_operators_and_less_than_the_reference(capsys):
-    assert step_memory.main(["--tiny"]) == 0
-    line = capsys.readouterr().out
-    peaks = {side: float(mb) for side, mb in re.findall(r"(auto|torch|reference) ([\d.]+) MB", line)}
-    assert 0 < peaks["auto"] <= peaks["torch"] < peaks["reference"]
+    assert peak_memory.main(["step", "--tiny", "--against", "eager,reference"]) == 0
+    peaks = printed(capsys)
+    assert 0 < peaks["auto"] <= peaks["eager"] < peaks["reference"]
+
+
+def test_the_trunk_and_timms_side_by_side(capsys):
+    """What they differ in shows at full size: so few images take less than the gradients."""
+    assert peak_memory.main(["trunk", "--tiny", "--against", "eager-sdpa"]) == 0
+    peaks = printed(capsys)
+    assert peaks.keys() == {"auto", "eager-sdpa"} and min(peaks.values()) > 0
+
+
+def test_a_case_that_there_is_not_is_a_user_error():
+    with pytest.raises(UserError, match="no case of trunk in that mode and shape"):
+        peak_memory.main(["trunk", "--tiny", "--shape", "nonsense"])
+
+
+def printed(capsys):
+    """Side -> MB of the one line."""
+    return {side: float(mb) for side, mb in re.findall(r"([a-z-]+) ([\d.]+) MB", capsys.readouterr().out)}
