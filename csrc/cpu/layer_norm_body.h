@@ -1,79 +1,178 @@
-// layer_norm of some rows. No include guard: included once per instruction set (cpu/each_isa.h).
+// layer_norm of some rows, perhaps of a sum. No include guard: included once per instruction set (cpu/each_isa.h).
 //
-// A row is read three times, from memory once: mean, variance of what is centred, result. `ragged` is the number of
-// elements in a last vector that is not whole; scratch rows and weights are padded with 0 to whole vectors.
+// Rows are taken four at a time: sums of one wait for none of another, and weights and their gradients are read once
+// for four. A row is read from memory once and again from the cache. Sums are rounded before they are normalised: the
+// backward, which has the rounded ones, then finds exactly what was normalised.
 
-// x - mean, 0 beyond the end of the row.
-template <class T>
-MISPLACE_INLINE f32v centred_end(const T* x, int64_t ragged, f32v mean) {
+constexpr int rows_at_once = 4;
+
+MISPLACE_INLINE f32v as_stored(const float*, f32v x) { return x; }
+
+MISPLACE_INLINE f32v as_stored(const bf16*, f32v x) {
+  return (f32v)(__builtin_convertvector(to_bf16(x), u32v) << 16);
+}
+
+// x with 0 from `count` on.
+MISPLACE_INLINE f32v first_of(f32v x, int64_t count) {
+  if (count >= lanes) return x;
   float padded[lanes] = {};
-  store_first(padded, load_first(x, ragged) - mean, ragged);
+  store_first(padded, x, count);
   return load(padded);
 }
 
-template <class T>
-static void forward(const Rows<const T>& x, const Affine& affine, float eps, T* y, float* means, float* scales) {
-  const int64_t whole = x.width / lanes * lanes, ragged = x.width - whole;
-  const float per_element = 1.0f / x.width;
-  for (int64_t row = 0; row < x.count; ++row) {
-    const T* from = x.data + row * x.width;
-    T* to = y + row * x.width;
-    f32v sums = {}, squares = {};
-    for (int64_t i = 0; i < whole; i += lanes) sums += load(from + i);
-    if (ragged) sums += load_first(from + whole, ragged);
-    const float mean = sum(sums) * per_element;
-    for (int64_t i = 0; i < whole; i += lanes) {
-      const f32v centred = load(from + i) - mean;
-      squares += centred * centred;
-    }
-    if (ragged) {
-      const f32v centred = centred_end(from + whole, ragged, splat(mean));
-      squares += centred * centred;
-    }
-    const float scale = 1.0f / __builtin_sqrtf(sum(squares) * per_element + eps);
-    for (int64_t i = 0; i < whole; i += lanes) {
-      store(to + i, (load(from + i) - mean) * scale * load(affine.weight + i) + load(affine.bias + i));
-    }
-    if (ragged) {
-      const f32v centred = centred_end(from + whole, ragged, splat(mean));
-      store_first(to + whole, centred * scale * load(affine.weight + whole) + load(affine.bias + whole), ragged);
-    }
-    means[row] = mean;
-    scales[row] = scale;
+template <int R, class T>
+struct Several {
+  const T *x[R], *branch[R];
+  T *sum[R], *y[R];
+  float by[R], mean[R], rstd[R];
+  f32v total[R];
+};
+
+template <int R, class T>
+MISPLACE_INLINE void add_step(Several<R, T>& rows, int64_t i, int64_t count) {
+  for (int r = 0; r < R; ++r) {
+    const f32v sum = load_first(rows.x[r] + i, count) + rows.by[r] * load_first(rows.branch[r] + i, count);
+    store_first(rows.sum[r] + i, sum, count);
+    rows.total[r] += as_stored(rows.x[r], sum);
   }
 }
 
-// dx, and dweight and dbias (padded) increased by what these rows give.
+template <int R, class T>
+MISPLACE_INLINE void total_step(Several<R, T>& rows, int64_t i, int64_t count) {
+  for (int r = 0; r < R; ++r) rows.total[r] += load_first(rows.x[r] + i, count);
+}
+
+template <int R, class T>
+MISPLACE_INLINE void square_step(Several<R, T>& rows, int64_t i, int64_t count) {
+  for (int r = 0; r < R; ++r) {
+    const f32v centred = first_of(load_first(rows.x[r] + i, count) - rows.mean[r], count);
+    rows.total[r] += centred * centred;
+  }
+}
+
+template <int R, class T>
+MISPLACE_INLINE void scale_step(const Several<R, T>& rows, const ForwardOf<T>& of, int64_t i, int64_t count) {
+  const f32v weight = load_first(of.weight + i, count), bias = load_first(of.bias + i, count);
+  for (int r = 0; r < R; ++r) {
+    const f32v centred = load_first(rows.x[r] + i, count) - rows.mean[r];
+    store_first(rows.y[r] + i, centred * rows.rstd[r] * weight + bias, count);
+  }
+}
+
+template <int R, class T>
+static void forward_rows(const ForwardOf<T>& of, int64_t row) {
+  const int64_t width = of.width, whole = width / lanes * lanes;
+  const float per_element = 1.0f / width;
+  Several<R, T> rows = {};
+  for (int r = 0; r < R; ++r) {
+    rows.x[r] = of.x + (row + r) * width;
+    rows.y[r] = of.y + (row + r) * width;
+  }
+  if (of.branch) {
+    for (int r = 0; r < R; ++r) {
+      rows.branch[r] = of.branch + (row + r) * width;
+      rows.sum[r] = of.sum + (row + r) * width;
+      rows.by[r] = of.branch_scale ? of.branch_scale[(row + r) / of.rows_per_image] : 1.0f;
+    }
+    for (int64_t i = 0; i < whole; i += lanes) add_step(rows, i, lanes);
+    if (whole < width) add_step(rows, whole, width - whole);
+    for (int r = 0; r < R; ++r) rows.x[r] = rows.sum[r];
+  } else {
+    for (int64_t i = 0; i < whole; i += lanes) total_step(rows, i, lanes);
+    if (whole < width) total_step(rows, whole, width - whole);
+  }
+  for (int r = 0; r < R; ++r) {
+    rows.mean[r] = sum(rows.total[r]) * per_element;
+    rows.total[r] = f32v{};
+  }
+  for (int64_t i = 0; i < whole; i += lanes) square_step(rows, i, lanes);
+  if (whole < width) square_step(rows, whole, width - whole);
+  for (int r = 0; r < R; ++r) {
+    rows.rstd[r] = 1.0f / __builtin_sqrtf(sum(rows.total[r]) * per_element + of.eps);
+    if (of.mean) of.mean[row + r] = rows.mean[r], of.rstd[row + r] = rows.rstd[r];
+  }
+  for (int64_t i = 0; i < whole; i += lanes) scale_step(rows, of, i, lanes);
+  if (whole < width) scale_step(rows, of, whole, width - whole);
+}
+
 template <class T>
-static void backward(const Rows<const T>& x, const T* dy, const float* weight, const float* means,
-                     const float* scales, T* dx, float* dweight, float* dbias) {
-  const int64_t whole = x.width / lanes * lanes, ragged = x.width - whole;
-  const float per_element = 1.0f / x.width;
-  for (int64_t row = 0; row < x.count; ++row) {
-    const T *from = x.data + row * x.width, *dy_row = dy + row * x.width;
-    T* to = dx + row * x.width;
-    const float mean = means[row], scale = scales[row];
-    f32v sums = {}, products = {};  // of dy * weight, and of that with the normalised x
-    for (int64_t i = 0; i < x.width; i += lanes) {
-      const bool end = i == whole;
-      const f32v normalised = (end ? centred_end(from + i, ragged, splat(mean)) : load(from + i) - mean) * scale;
-      const f32v dy_here = end ? load_first(dy_row + i, ragged) : load(dy_row + i);
-      const f32v weighted = dy_here * load(weight + i);
-      sums += weighted;
-      products += weighted * normalised;
-      store(dweight + i, load(dweight + i) + dy_here * normalised);
-      store(dbias + i, load(dbias + i) + dy_here);
-    }
-    const float mean_sum = sum(sums) * per_element, mean_product = sum(products) * per_element;
-    for (int64_t i = 0; i < whole; i += lanes) {
-      const f32v normalised = (load(from + i) - mean) * scale;
-      const f32v weighted = load(dy_row + i) * load(weight + i);
-      store(to + i, (weighted - mean_sum - normalised * mean_product) * scale);
-    }
-    if (ragged) {
-      const f32v normalised = centred_end(from + whole, ragged, splat(mean)) * scale;
-      const f32v weighted = load_first(dy_row + whole, ragged) * load(weight + whole);
-      store_first(to + whole, (weighted - mean_sum - normalised * mean_product) * scale, ragged);
-    }
+static void forward(const ForwardOf<T>& of, int64_t begin, int64_t end) {
+  for (; begin + rows_at_once <= end; begin += rows_at_once) forward_rows<rows_at_once>(of, begin);
+  for (; begin < end; ++begin) forward_rows<1>(of, begin);
+}
+
+template <int R, class T>
+struct SeveralBack {
+  const T *sum[R], *dnormed[R];
+  float mean[R], rstd[R], shift[R], slope[R];  // dx = rstd * dnormed * weight - shift - slope * (sum - mean)
+  f32v sums[R], products[R];                   // of dnormed * weight, and of that with the normalised sum
+};
+
+template <int R, class T>
+MISPLACE_INLINE void sums_step(SeveralBack<R, T>& rows, const BackwardOf<T>& of, float* dweight, float* dbias,
+                               int64_t i, int64_t count) {
+  const f32v weight = load_first(of.weight + i, count);
+  f32v of_weight = load_first(dweight + i, count), of_bias = load_first(dbias + i, count);
+  for (int r = 0; r < R; ++r) {
+    const f32v dnormed = load_first(rows.dnormed[r] + i, count);
+    const f32v product = dnormed * ((load_first(rows.sum[r] + i, count) - rows.mean[r]) * rows.rstd[r]);
+    of_bias += dnormed;
+    of_weight += product;
+    rows.sums[r] += dnormed * weight;
+    rows.products[r] += product * weight;
+  }
+  store_first(dweight + i, of_weight, count);
+  store_first(dbias + i, of_bias, count);
+}
+
+template <int R, class T>
+MISPLACE_INLINE void dx_step(const SeveralBack<R, T>& rows, const BackwardOf<T>& of, int64_t row, int64_t i,
+                             int64_t count) {
+  const f32v weight = load_first(of.weight + i, count);
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = (row + r) * of.width + i;
+    const f32v centred = load_first(rows.sum[r] + i, count) - rows.mean[r];
+    f32v dx = load_first(rows.dnormed[r] + i, count) * weight * rows.rstd[r] - rows.shift[r] - rows.slope[r] * centred;
+    if (of.dsum) dx += load_first(of.dsum + at, count);
+    store_first(of.dx + at, dx, count);
+    if (of.dbranch) store_first(of.dbranch + at, dx * of.branch_scale[(row + r) / of.rows_per_image], count);
+  }
+}
+
+template <int R, class T>
+static void backward_rows(const BackwardOf<T>& of, int64_t row, float* dweight, float* dbias) {
+  const int64_t width = of.width, whole = width / lanes * lanes;
+  const float per_element = 1.0f / width;
+  SeveralBack<R, T> rows = {};
+  for (int r = 0; r < R; ++r) {
+    rows.sum[r] = of.sum + (row + r) * width;
+    rows.dnormed[r] = of.dnormed + (row + r) * width;
+    rows.mean[r] = of.mean[row + r];
+    rows.rstd[r] = of.rstd[row + r];
+  }
+  for (int64_t i = 0; i < whole; i += lanes) sums_step(rows, of, dweight, dbias, i, lanes);
+  if (whole < width) sums_step(rows, of, dweight, dbias, whole, width - whole);
+  for (int r = 0; r < R; ++r) {
+    rows.shift[r] = sum(rows.sums[r]) * per_element * rows.rstd[r];
+    rows.slope[r] = sum(rows.products[r]) * per_element * rows.rstd[r] * rows.rstd[r];
+  }
+  for (int64_t i = 0; i < whole; i += lanes) dx_step(rows, of, row, i, lanes);
+  if (whole < width) dx_step(rows, of, row, whole, width - whole);
+}
+
+// dweight and dbias become what these rows give.
+template <class T>
+static void backward(const BackwardOf<T>& of, int64_t begin, int64_t end, float* dweight, float* dbias) {
+  for (int64_t i = 0; i < of.width; ++i) dweight[i] = dbias[i] = 0;
+  for (; begin + rows_at_once <= end; begin += rows_at_once) backward_rows<rows_at_once>(of, begin, dweight, dbias);
+  for (; begin < end; ++begin) backward_rows<1>(of, begin, dweight, dbias);
+}
+
+// to = the sum of `count` vectors of `size` that follow each other.
+static void add_parts(const float* parts, int64_t count, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += lanes) {
+    f32v total = {};
+    for (int64_t part = 0; part < count; ++part) total += load_first(parts + part * size + i, size - i);
+    store_first(to + i, total, size - i);
   }
 }
