@@ -1,4 +1,4 @@
-"""The GPU kernels of layer_norm and add_layer_norm, and how they are launched; the ops' own triton.py say what they cost.
+"""The GPU kernels of layer_norm and add_layer_norm, and their launches; the ops' triton.py say what they cost.
 
 A program takes every P-th tile of whole rows, P fixed by the shape, so that a run repeats to the bit. What is
 normalised is the sum after it was rounded: the backward, which reads the rounded one, finds the same.
@@ -7,7 +7,6 @@ normalised is the sum after it was rounded: the backward, which reads the rounde
 import functools
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

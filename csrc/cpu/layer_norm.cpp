@@ -84,13 +84,16 @@ at::Tensor fp32(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
 int64_t rows_per_image(const at::Tensor& x) { return std::max<int64_t>(x.numel() / x.size(-1) / x.size(0), 1); }
 
 // Rows of a chunk: a function of their number alone.
-int64_t chunk_of(int64_t rows) { return std::max(least_rows, ((rows + most_chunks - 1) / most_chunks + 3) / 4 * 4); }
+int64_t chunk_of(int64_t rows) { return std::max(least_rows, (rows + most_chunks - 1) / most_chunks); }
 
+// run(number of the chunk, its first row, past its last, two rows of scratch)
 template <class Run>
-void each_chunk(int64_t rows, const Run& run) {
+void each_chunk(int64_t rows, int64_t width, const Run& run) {
   const int64_t chunk = chunk_of(rows);
   at::parallel_for(0, (rows + chunk - 1) / chunk, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) run(i, i * chunk, std::min((i + 1) * chunk, rows));
+    const at::Tensor scratch = at::empty({2, width}, at::kFloat);  // aligned: a vector across two lines costs double
+    float* two_rows = scratch.mutable_data_ptr<float>();
+    for (int64_t i = first; i < last; ++i) run(i, i * chunk, std::min((i + 1) * chunk, rows), two_rows);
   });
 }
 
@@ -111,7 +114,9 @@ void run_forward(const Input& in, const Forward& to, Isa isa) {
                         rows_per_image(x),
                         static_cast<float>(in.eps)};
   const auto kernel = Kernels<T>(isa).forward;
-  each_chunk(x.numel() / of.width, [&](int64_t, int64_t begin, int64_t end) { kernel(of, begin, end); });
+  each_chunk(x.numel() / of.width, of.width, [&](int64_t, int64_t begin, int64_t end, float* scratch) {
+    kernel(of, begin, end, scratch);
+  });
 }
 
 template <class T>
@@ -128,8 +133,8 @@ void run_backward(const Maybe& dsum_in, const at::Tensor& dnormed_in, const at::
   const int64_t rows = sum.numel() / of.width, chunk = chunk_of(rows), chunks = (rows + chunk - 1) / chunk;
   const at::Tensor parts = at::empty({chunks, 2, of.width}, to.daffine.options());
   float* daffine = write<float>(parts);
-  each_chunk(rows, [&](int64_t i, int64_t begin, int64_t end) {
-    kernels.backward(of, begin, end, daffine + 2 * i * of.width, daffine + (2 * i + 1) * of.width);
+  each_chunk(rows, of.width, [&](int64_t i, int64_t begin, int64_t end, float* scratch) {
+    kernels.backward(of, begin, end, daffine + 2 * i * of.width, scratch);
   });
   kernels.add_parts(daffine, chunks, 2 * of.width, write<float>(to.daffine));
 }
