@@ -1,6 +1,7 @@
 """Operations on tensors. Importing this imports neither triton nor xformers nor anything of training."""
 
 from .adamw_ema import adamw_ema
+from .add_layer_norm import add_layer_norm
 from .attention import attention
 from .gelu import gelu
 from .impl import Impl, ImplUnavailableError
@@ -18,6 +19,7 @@ __all__ = [
     "ImplUnavailableError",
     "TokenPlan",
     "adamw_ema",
+    "add_layer_norm",
     "attention",
     "cpu_paths",
     "dense_plan",

@@ -10,6 +10,7 @@ OPS = (
     "token_plan",
     "patch_embed",
     "layer_norm",
+    "add_layer_norm",
     "linear",
     "attention",
     "gelu",

@@ -1,4 +1,4 @@
-// gelu of a stretch of memory. No include guard: included once per instruction set (cpu/each_isa.h).
+// gelu of some rows, perhaps with a bias added first. No include guard: included once per instruction set (cpu/each_isa.h).
 //
 // With t = |x| and q = Phi(-t) = e^(-t^2 / 2) R(t):  y = max(x, 0) - t q,  y' = Phi(x) + x e^(-t^2 / 2) / sqrt(2 pi).
 // R is a polynomial: no division, and one exponential for value and derivative. In fp32 q is within 4e-8 of the truth
@@ -55,18 +55,52 @@ MISPLACE_INLINE f32v derivative_of(f32v x) {
 }
 
 template <class T>
-static void forward(const T* x, T* y, int64_t count) {
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(y + i, gelu_of<T>(load(x + i)));
-  if (i < count) store_first(y + i, gelu_of<T>(load_first(x + i, count - i)), count - i);
+MISPLACE_INLINE void forward_step(const T* x, const float* bias, T* y, int64_t count) {
+  f32v in = load_first(x, count);
+  if (bias) in += load_first(bias, count);
+  store_first(y, gelu_of<T>(in), count);
+}
+
+// bias: [width] or null.
+template <class T>
+static void forward(const T* x, const float* bias, T* y, int64_t rows, int64_t width) {
+  const int64_t whole = width / lanes * lanes;
+  for (; rows > 0; --rows, x += width, y += width) {
+    for (int64_t i = 0; i < whole; i += lanes) forward_step(x + i, bias ? bias + i : nullptr, y + i, lanes);
+    if (whole < width) forward_step(x + whole, bias ? bias + whole : nullptr, y + whole, width - whole);
+  }
 }
 
 template <class T>
-static void backward(const T* dy, const T* x, T* dx, int64_t count) {
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(dx + i, load(dy + i) * derivative_of<T>(load(x + i)));
-  if (i < count) {
-    const f32v last = load_first(dy + i, count - i) * derivative_of<T>(load_first(x + i, count - i));
-    store_first(dx + i, last, count - i);
+MISPLACE_INLINE void backward_step(const T* dy, const T* x, const float* bias, T* dx, float* dbias, int64_t count) {
+  f32v in = load_first(x, count);
+  if (bias) in += load_first(bias, count);
+  const f32v d = load_first(dy, count) * derivative_of<T>(in);
+  store_first(dx, d, count);
+  if (bias) store_first(dbias, load_first(dbias, count) + d, count);
+}
+
+// dbias [width] becomes the sums of dx, where there is a bias.
+template <class T>
+static void backward(const T* dy, const T* x, const float* bias, T* dx, float* dbias, int64_t rows, int64_t width) {
+  const int64_t whole = width / lanes * lanes;
+  for (int64_t i = 0; bias && i < width; ++i) dbias[i] = 0;
+  for (; rows > 0; --rows, dy += width, x += width, dx += width) {
+    for (int64_t i = 0; i < whole; i += lanes) {
+      backward_step(dy + i, x + i, bias ? bias + i : nullptr, dx + i, dbias + (bias ? i : 0), lanes);
+    }
+    if (whole < width) {
+      const int64_t i = whole;
+      backward_step(dy + i, x + i, bias ? bias + i : nullptr, dx + i, dbias + (bias ? i : 0), width - i);
+    }
+  }
+}
+
+// to = the sum of `count` vectors of `size` that follow each other.
+static void add_parts(const float* parts, int64_t count, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += lanes) {
+    f32v total = {};
+    for (int64_t part = 0; part < count; ++part) total += load_first(parts + part * size + i, size - i);
+    store_first(to + i, total, size - i);
   }
 }

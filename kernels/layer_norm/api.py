@@ -1,14 +1,19 @@
 """layer_norm: over the last dimension, affine."""
 
+import torch
 from torch import Tensor
 
 from ..checks import require_device, require_floating, require_shape
 from ..impl import Impl, choose
-from . import native, reference, stock
 
-SUPPORTED = {"cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE)}  # than those of the native kernels
-RUN = {Impl.NATIVE: native.layer_norm, Impl.TORCH: stock.layer_norm, Impl.REFERENCE: reference.layer_norm}
+SUPPORTED = {
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
+}
+FUSED_DTYPES = {
+    Impl.NATIVE: (torch.float32, torch.bfloat16),
+    Impl.TRITON: (torch.float32, torch.bfloat16, torch.float16),
+}
 
 
 def layer_norm(
@@ -23,7 +28,7 @@ def layer_norm(
 
     Statistics are in fp32 or wider. weight and bias may be wider than x (fp32 masters over bf16 activations);
     their gradients come in their own dtype. Differentiable in x, weight and bias.
-    native takes x in fp32 and bf16; for other dtypes "auto" means torch.
+    native takes x in fp32 and bf16, triton fp16 too; for other dtypes "auto" means torch.
     ValueError for a shape, a device or D = 0; TypeError for a dtype that is not floating.
     """
     if x.dim() == 0 or x.shape[-1] == 0:
@@ -32,12 +37,27 @@ def layer_norm(
     require_shape("layer_norm", "bias", bias, x.shape[-1:], "[D]")
     require_floating("layer_norm", x=x, weight=weight, bias=bias)
     require_device("layer_norm", x.device, weight=weight, bias=bias)
-    return RUN[_choose(impl, x)](x, weight, bias, eps)
+    return _implementation(_choose(impl, x))(x, weight, bias, eps)
 
 
 def _choose(impl: Impl | str, x: Tensor) -> Impl:
-    if x.dtype in native.DTYPES:
-        return choose("layer_norm", impl, x.device, SUPPORTED)
-    if impl == Impl.NATIVE:
-        raise TypeError(f"layer_norm: impl=native takes torch.float32 or torch.bfloat16, not {x.dtype}")
-    return choose("layer_norm", impl, x.device, OTHER_DTYPES)
+    for fused, dtypes in FUSED_DTYPES.items():
+        if impl == fused and x.dtype not in dtypes:
+            known = ", ".join(map(str, dtypes))
+            raise TypeError(f"layer_norm: impl={fused.value} takes {known}, not {x.dtype}")
+    offered = SUPPORTED.get(x.device.type, ())
+    fitting = tuple(each for each in offered if x.dtype in FUSED_DTYPES.get(each, (x.dtype,)))
+    return choose("layer_norm", impl, x.device, {x.device.type: fitting})
+
+
+def _implementation(chosen: Impl):
+    match chosen:
+        case Impl.NATIVE:
+            from .native import layer_norm as run
+        case Impl.TRITON:
+            from .triton import layer_norm as run
+        case Impl.TORCH:
+            from .stock import layer_norm as run
+        case _:
+            from .reference import layer_norm as run
+    return run

@@ -14,6 +14,7 @@ from misplace.kernels.testing.inputs import normal
 
 OPS = torch.ops.misplace
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
+DTYPES = (torch.float32, torch.bfloat16)
 oracle = functools.partial(gelu, impl="reference")
 
 
@@ -25,17 +26,21 @@ def require_isa(isa: str) -> None:
         pytest.skip(str(error))
 
 
-def eager(x):
+def eager(x, bias=None):
+    x = x if bias is None else x + bias.to(x.dtype)
     return x * 0.5 * (1 + torch.erf(x / 2**0.5))
 
 
-@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set_against_fp64(isa, dtype):
     require_isa(isa)
     for count in (1, 3, 15, 17, 40000):
         x = 3 * normal(count, seed=count, dtype=dtype)
         check(functools.partial(native.gelu, isa=isa), eager, oracle, {"x": x}, ["x"])
+    for rows, width in ((1, 3), (130, 33), (2000, 64)):
+        tensors = {"x": 3 * normal(rows, width, seed=rows, dtype=dtype), "bias": normal(width, seed=1)}
+        check(functools.partial(native.gelu, isa=isa), eager, oracle, tensors, ["x", "bias"])
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -49,7 +54,7 @@ def test_every_bf16_number_is_within_an_ulp(isa):
     assert ((native.gelu(x, isa=isa).double() - exact).abs() <= 0.6 * ulp).all()
 
 
-@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_the_ends_of_the_range(isa, dtype):
     require_isa(isa)
@@ -61,15 +66,17 @@ def test_the_ends_of_the_range(isa, dtype):
     torch.testing.assert_close(dx, torch.tensor([1, 0, 1, 0, torch.nan, 0.5], dtype=dtype), equal_nan=True)
 
 
-def test_bits_do_not_depend_on_threads():
+@pytest.mark.parametrize("shape", [(3 * 16384 + 5,), (5003, 40)])
+def test_bits_do_not_depend_on_threads(shape):
     require_isa("plain")
-    x = normal(3 * 16384 + 5, seed=1, dtype=torch.bfloat16).requires_grad_()
+    x = normal(*shape, seed=1, dtype=torch.bfloat16).requires_grad_()
+    inputs = [x, normal(shape[-1], seed=2).requires_grad_()] if len(shape) > 1 else [x]
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = gelu(x, impl="native")
-            results.append((y, *torch.autograd.grad(y.sum(), x)))
+            y = gelu(*inputs, impl="native")
+            results.append((y, *torch.autograd.grad(y.sum(), inputs)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -78,10 +85,14 @@ def test_bits_do_not_depend_on_threads():
 
 def test_opcheck_and_what_the_registered_ops_check():
     require_isa("plain")
-    x = normal(5, 7, seed=1)
-    opcheck(OPS.gelu.default, (x.clone().requires_grad_(), ""))
-    opcheck(OPS.gelu_backward.default, (x.T, x.T.bfloat16().float(), ""))
+    x, bias = normal(5, 7, seed=1), normal(7, seed=2)
+    for given in (None, bias):
+        opcheck(OPS.gelu.default, (x, given, ""))
+        opcheck(OPS.gelu_backward.default, (x.mT.contiguous().mT, x.bfloat16().float(), given, ""))
     with pytest.raises(TypeError, match="native takes float32 or bfloat16"):
-        OPS.gelu(x.half(), "")
+        OPS.gelu(x.half(), None, "")
     with pytest.raises(ValueError, match="must be as x"):
-        OPS.gelu_backward(x, x[:2], "")
+        OPS.gelu_backward(x, x[:2], None, "")
+    for wrong in (bias[:3], x):
+        with pytest.raises(ValueError, match=r"need x \[..., D\] with bias \[D\]"):
+            OPS.gelu(x, wrong, "")
