@@ -1,5 +1,7 @@
 """attention: softmax attention over short sequences, all tokens of a sequence to all of its tokens."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,12 @@ from ..impl import Impl, choose
 from . import native, reference, stock
 
 OP = "attention"
-SUPPORTED = {"cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE)}  # than those of the native kernels
+# on a GPU the first is the one that takes everything; choices.csv puts the measured one before it
+SUPPORTED = {
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TORCH, Impl.TRITON, Impl.REFERENCE),
+}
+OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE, Impl.TRITON)}  # than those of the native kernels
 
 
 def attention(
@@ -32,6 +38,7 @@ def attention(
     cu_seqlens[s] to cu_seqlens[s + 1]; each attends to itself alone, and may be empty. max_seqlen is the longest
     length or more; a CPU reads it from cu_seqlens where it is None, a GPU would have to stop for that and needs
     it, as it needs cu_seqlens to be right: rows of a sequence that is longer are undefined there.
+    triton takes at most 256 keys, heads of 16, 32 or 64 numbers, and no fp64: ValueError or TypeError beyond.
     native takes any number of tokens and any head dim, in fp32 and bf16; for other dtypes "auto" means torch.
     ValueError for a shape, a device, no keys, a num_heads that does not divide D or contradicts q, or wrong
     cu_seqlens; TypeError for dtypes.
@@ -48,6 +55,8 @@ def attention(
     chosen = _choose(impl, q)
     if packed and chosen is Impl.NATIVE:
         return native.attention_packed(qkv, num_heads, scale, cu_seqlens=cu_seqlens)
+    if packed and chosen is Impl.TRITON:
+        return _triton().attention_packed(qkv, num_heads, scale, cu_seqlens, max_seqlen)
     out = _run(chosen, q, k, v, scale, cu_seqlens, max_seqlen)
     return out.flatten(-2) if packed else out
 
@@ -58,11 +67,17 @@ def _run(chosen: Impl, q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens
     if cu_seqlens is not None and max_seqlen is None and chosen is not Impl.REFERENCE:
         raise ValueError(f"attention: under torch.compile impl={chosen} needs max_seqlen with cu_seqlens")
     if chosen is Impl.TRITON:
-        return triton.attention(q, k, v, scale, cu_seqlens, max_seqlen)
+        return _triton().attention(q, k, v, scale, cu_seqlens, max_seqlen)
     module = {Impl.TORCH: stock, Impl.REFERENCE: reference}[chosen]
     if cu_seqlens is None:
         return module.attention(q, k, v, scale)
     return module.mixed_attention(q, k, v, scale, cu_seqlens, max_seqlen)
+
+
+def _triton():
+    from . import triton
+
+    return triton
 
 
 def _choose(impl: Impl | str, q: Tensor) -> Impl:
@@ -122,7 +137,7 @@ def _longest(cu_seqlens: Tensor, max_seqlen: int | None, q: Tensor) -> int | Non
     if bounds[0] != 0 or bounds[-1] != q.shape[0]:
         ends = f"{bounds[0]} to {bounds[-1]}, not from 0 to the {q.shape[0]} tokens"
         raise ValueError(f"attention: cu_seqlens go from {ends}")
-    lengths = [end - begin for begin, end in zip(bounds, bounds[1:])]
+    lengths = [end - begin for begin, end in itertools.pairwise(bounds)]
     if min(lengths, default=0) < 0:
         raise ValueError("attention: cu_seqlens decrease")
     longest = max(lengths, default=0)
