@@ -1,7 +1,7 @@
 """Operations on tensors. Importing this imports neither triton nor xformers nor anything of training."""
 
 from .adamw_ema import adamw_ema
-from .attention import attention
+from .attention import attention, attention_choice
 from .gelu import gelu
 from .impl import Impl, ImplUnavailableError
 from .info_nce import info_nce
@@ -19,6 +19,7 @@ __all__ = [
     "TokenPlan",
     "adamw_ema",
     "attention",
+    "attention_choice",
     "cpu_paths",
     "dense_plan",
     "gelu",

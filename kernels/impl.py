@@ -15,7 +15,8 @@ class Impl(enum.StrEnum):
     """How an op is computed.
 
     REFERENCE is eager PyTorch in at least fp32 (the specification); TORCH is PyTorch's own operator in the
-    caller's dtype; NATIVE is misplace.kernels._C; TRITON and XFORMERS are what they say.
+    caller's dtype; NATIVE is misplace.kernels._C; TRITON and XFORMERS are what they say, and
+    SDPA_* is PyTorch's scaled_dot_product_attention held to the backend of that name.
     """
 
     REFERENCE = "reference"
@@ -23,6 +24,9 @@ class Impl(enum.StrEnum):
     NATIVE = "native"
     TRITON = "triton"
     XFORMERS = "xformers"
+    SDPA_FLASH = "sdpa-flash"
+    SDPA_CUDNN = "sdpa-cudnn"
+    SDPA_EFFICIENT = "sdpa-efficient"
 
 
 class ImplUnavailableError(RuntimeError):
@@ -40,6 +44,10 @@ def why_unavailable(impl: Impl, device: torch.device) -> str | None:
             return _why_no_triton(device.type)
         case Impl.XFORMERS:
             return _why_no_xformers(device.type)
+        case Impl.SDPA_FLASH:  # the one backend with a form for the CPU
+            return None if device.type in ("cpu", "cuda") else f"{impl.value} needs a CPU or CUDA device"
+        case Impl.SDPA_CUDNN | Impl.SDPA_EFFICIENT:
+            return None if device.type == "cuda" else f"{impl.value} needs a CUDA device, not {device.type}"
 
 
 @functools.cache

@@ -7,15 +7,11 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_dtype, require_floating, require_shape
 from ..impl import Impl, choose
-from . import native, reference, stock
+from . import native, reference, sdpa, stock
+from .choice import SUPPORTED, attention_choice
+from .limits import refusal
 
 OP = "attention"
-# on a GPU the first is the one that takes everything; choices.csv puts the measured one before it
-SUPPORTED = {
-    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
-    "cuda": (Impl.TORCH, Impl.TRITON, Impl.REFERENCE),
-}
-OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE, Impl.TRITON)}  # than those of the native kernels
 
 
 def attention(
@@ -38,8 +34,8 @@ def attention(
     cu_seqlens[s] to cu_seqlens[s + 1]; each attends to itself alone, and may be empty. max_seqlen is the longest
     length or more; a CPU reads it from cu_seqlens where it is None, a GPU would have to stop for that and needs
     it, as it needs cu_seqlens to be right: rows of a sequence that is longer are undefined there.
-    triton takes at most 256 keys, heads of 16, 32 or 64 numbers, and no fp64: ValueError or TypeError beyond.
-    native takes any number of tokens and any head dim, in fp32 and bf16; for other dtypes "auto" means torch.
+    impl="auto" is what attention_choice says, from a measured table. A named one that does not take the input
+    (limits.py: triton has at most 256 keys, native no fp64, ...) is an error, never another one.
     ValueError for a shape, a device, no keys, a num_heads that does not divide D or contradicts q, or wrong
     cu_seqlens; TypeError for dtypes.
     """
@@ -52,7 +48,7 @@ def attention(
     elif max_seqlen is not None:
         raise ValueError("attention: max_seqlen goes with cu_seqlens")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    chosen = _choose(impl, q)
+    chosen = _choose(impl, q, max_seqlen if mixed else k.shape[1], cu_seqlens)
     if packed and chosen is Impl.NATIVE:
         return native.attention_packed(qkv, num_heads, scale, cu_seqlens=cu_seqlens)
     if packed and chosen is Impl.TRITON:
@@ -62,16 +58,21 @@ def attention(
 
 
 def _run(chosen: Impl, q: Tensor, k: Tensor, v: Tensor, scale: float, cu_seqlens, max_seqlen) -> Tensor:
-    if chosen is Impl.NATIVE:
-        return native.attention(q, k, v, scale, cu_seqlens=cu_seqlens)
-    if cu_seqlens is not None and max_seqlen is None and chosen is not Impl.REFERENCE:
-        raise ValueError(f"attention: under torch.compile impl={chosen} needs max_seqlen with cu_seqlens")
-    if chosen is Impl.TRITON:
-        return _triton().attention(q, k, v, scale, cu_seqlens, max_seqlen)
-    module = {Impl.TORCH: stock, Impl.REFERENCE: reference}[chosen]
-    if cu_seqlens is None:
-        return module.attention(q, k, v, scale)
-    return module.mixed_attention(q, k, v, scale, cu_seqlens, max_seqlen)
+    mixed = () if cu_seqlens is None else (cu_seqlens, max_seqlen)
+    match chosen:
+        case Impl.NATIVE:
+            return native.attention(q, k, v, scale, cu_seqlens=cu_seqlens)
+        case Impl.TRITON:
+            return _triton().attention(q, k, v, scale, cu_seqlens, max_seqlen)
+        case Impl.XFORMERS:
+            from . import xformers as module
+        case Impl.TORCH:
+            module = stock
+        case Impl.REFERENCE:
+            module = reference
+        case _:
+            return sdpa.mixed_attention(q, k, v, scale, *mixed) if mixed else sdpa.attention(q, k, v, scale, chosen)
+    return module.mixed_attention(q, k, v, scale, *mixed) if mixed else module.attention(q, k, v, scale)
 
 
 def _triton():
@@ -80,12 +81,17 @@ def _triton():
     return triton
 
 
-def _choose(impl: Impl | str, q: Tensor) -> Impl:
-    if q.dtype in native.DTYPES:
-        return choose(OP, impl, q.device, SUPPORTED)
-    if impl == Impl.NATIVE:
-        raise TypeError(f"attention: impl=native takes torch.float32 or torch.bfloat16, not {q.dtype}")
-    return choose(OP, impl, q.device, OTHER_DTYPES)
+def _choose(impl: Impl | str, q: Tensor, keys: int, cu_seqlens: Tensor | None) -> Impl:
+    """keys: of the longest sequence."""
+    mixed, (heads, head_dim) = cu_seqlens is not None, q.shape[-2:]
+    if impl == "auto":
+        with_gradient = torch.is_grad_enabled() and q.requires_grad
+        rows = heads * (cu_seqlens.shape[0] - 1 if mixed else q.shape[0])
+        return attention_choice(q.device, q.dtype, keys, head_dim, rows, with_gradient=with_gradient, mixed=mixed)
+    chosen = choose(OP, impl, q.device, SUPPORTED)
+    if error := refusal(chosen, q.device.type, q.dtype, head_dim, keys, mixed):
+        raise error
+    return chosen
 
 
 def _split(qkv: Tensor, num_heads: int | None, mixed: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +126,7 @@ def _separate(q: Tensor, k: Tensor, v: Tensor, num_heads: int | None, mixed: boo
     return q, k, v
 
 
-def _longest(cu_seqlens: Tensor, max_seqlen: int | None, q: Tensor) -> int | None:
+def _longest(cu_seqlens: Tensor, max_seqlen: int | None, q: Tensor) -> int:
     """max_seqlen, checked against the bounds where reading them costs nothing: on a CPU, and not while traced."""
     require_dims(OP, "cu_seqlens", cu_seqlens, 1, "[S + 1]")
     require_dtype(OP, "cu_seqlens", cu_seqlens, torch.int32)
@@ -129,9 +135,9 @@ def _longest(cu_seqlens: Tensor, max_seqlen: int | None, q: Tensor) -> int | Non
         raise ValueError("attention: cu_seqlens must be [S + 1], not [0]")
     if max_seqlen is not None and max_seqlen < 0:
         raise ValueError(f"attention: max_seqlen is {max_seqlen}")
-    if q.device.type != "cpu" and max_seqlen is None:
-        raise ValueError(f"attention: on {q.device.type} cu_seqlens need max_seqlen")
     if q.device.type != "cpu" or torch.compiler.is_compiling():
+        if max_seqlen is None:
+            raise ValueError(f"attention: on {q.device.type}, or under torch.compile, cu_seqlens need max_seqlen")
         return max_seqlen
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != q.shape[0]:

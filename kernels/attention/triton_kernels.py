@@ -45,7 +45,7 @@ def _forward_head(
     key = tl.arange(0, BLOCK_K)
     k = _load_rows(k_ptr, key, k_token, keys, DIM)
     v = _load_rows(v_ptr, key, v_token, keys, DIM)
-    for first in tl.range(0, queries, BLOCK_Q, num_stages=1):
+    for first in tl.range(0, queries, BLOCK_Q, num_stages=2 if BLOCK_K > 64 else 1):
         query = first + tl.arange(0, BLOCK_Q)
         q = _load_rows(q_ptr, query, q_token, queries, DIM)
         scores = _multiply(q, tl.trans(k)) * scale
@@ -112,7 +112,7 @@ def _backward_head(
     k = _load_rows(k_ptr, key, k_token, keys, DIM)
     v = _load_rows(v_ptr, key, v_token, keys, DIM)
     dk, dv = tl.zeros([BLOCK_K, DIM], tl.float32), tl.zeros([BLOCK_K, DIM], tl.float32)
-    for first in tl.range(0, queries, BLOCK_Q, num_stages=1):
+    for first in tl.range(0, queries, BLOCK_Q, num_stages=2 if BLOCK_Q < BLOCK_K else 1):
         query = first + tl.arange(0, BLOCK_Q)
         q = _load_rows(q_ptr, query, q_token, queries, DIM)
         dout = _load_rows(dout_ptr, query, dout_token, queries, DIM)

@@ -31,8 +31,13 @@ DENSE = [
 ]
 MIXED = [((197, 37, 37), FP32), ((50, 99, 1, 0, 13), BF16), ((0, 5, 0), FP32), ((256, 64, 128, 65), BF16)]
 SEPARATE = [(1, 50, 64, BF16), (31, 7, 32, FP32), (5, 197, 32, BF16)]
-REFUSED = [(257, 32, FP32, ValueError, "at most 256 keys, not 257"), (5, 48, FP32, ValueError, "not 48"),
-           (5, 32, torch.float64, TypeError, "not torch.float64")]  # fmt: skip
+REFUSED = [
+    (257, 64, BF16, ValueError, "at most 256 keys of 64 torch.bfloat16, not 257"),
+    (129, 64, FP32, ValueError, "at most 128 keys of 64 torch.float32, not 129"),
+    (257, 32, FP32, ValueError, "at most 256 keys of 32"),
+    (5, 48, FP32, ValueError, "not 48"),
+    (5, 32, torch.float64, TypeError, "not torch.float64"),
+]
 
 
 def check_dense() -> None:

@@ -9,12 +9,13 @@ from torch.library import opcheck
 
 from misplace.kernels import Impl, attention
 from misplace.kernels.attention import SUPPORTED, native
+from misplace.kernels.attention.limits import refusal
 from misplace.kernels.testing.compare import check, require_one_graph, require_same_bits, values_and_gradients
 from misplace.kernels.testing.impls import runnable
 from misplace.kernels.testing.inputs import normal
 from misplace.kernels.testing.shapes import LAYOUTS
 
-# what mixed lengths are tested on; head dims that every implementation takes
+# those that take fp32 and heads of 32; xformers and sdpa-flash are in test_attention_adapters.py
 IMPLS = [pair for pair in runnable(SUPPORTED) if pair[1] in (Impl.REFERENCE, Impl.TORCH, Impl.NATIVE, Impl.TRITON)]
 DTYPES = [torch.float32, torch.bfloat16]
 # crops of a multi-crop step, primes and ones, empty ones in every place, a single one
@@ -47,6 +48,8 @@ def eager(qkv, num_heads, cu_seqlens, max_seqlen):
 @pytest.mark.parametrize("device, impl", IMPLS)
 def test_every_impl_against_fp64(device, impl, lengths, dtype):
     for heads, head_dim in ((1, 64), (3, 32)):
+        if refusal(impl, device, dtype, head_dim, max(lengths), True):
+            continue  # of heads of 64 only
         tensors, options = case(lengths, heads, head_dim, dtype, device)
         op, exact = (functools.partial(attention, impl=i, **options) for i in (impl, "reference"))
         check(op, functools.partial(eager, **options), exact, tensors, ["qkv"])
@@ -176,5 +179,5 @@ def test_bad_bounds_are_named():
     with pytest.raises(ValueError, match=r"k must be \[T, H, D / H\] = \[8, 2, 8\], not \[3, 2, 8\]"):
         attention(q, k[:3], v, cu_seqlens=options["cu_seqlens"])
     meta = tensors["qkv"].to("meta")
-    with pytest.raises(ValueError, match="on meta cu_seqlens need max_seqlen"):
+    with pytest.raises(ValueError, match=r"on meta, or under torch.compile, cu_seqlens need"):
         attention(meta, num_heads=2, cu_seqlens=options["cu_seqlens"].to("meta"))
