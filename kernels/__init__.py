@@ -2,7 +2,7 @@
 
 from .adamw_ema import adamw_ema
 from .add_layer_norm import add_layer_norm
-from .attention import attention
+from .attention import attention, attention_choice
 from .gelu import gelu
 from .impl import Impl, ImplUnavailableError
 from .info_nce import info_nce
@@ -21,6 +21,7 @@ __all__ = [
     "adamw_ema",
     "add_layer_norm",
     "attention",
+    "attention_choice",
     "cpu_paths",
     "dense_plan",
     "gelu",

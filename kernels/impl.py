@@ -16,7 +16,7 @@ class Impl(enum.StrEnum):
 
     REFERENCE is eager PyTorch in at least fp32 (the specification); TORCH is PyTorch's own operator in the
     caller's dtype; NATIVE is misplace.kernels._C; ONEDNN is oneDNN's operator inside PyTorch; TRITON and XFORMERS
-    are what they say.
+    are what they say; SDPA_* is PyTorch's scaled_dot_product_attention held to the backend of that name.
     """
 
     REFERENCE = "reference"
@@ -25,6 +25,9 @@ class Impl(enum.StrEnum):
     ONEDNN = "onednn"
     TRITON = "triton"
     XFORMERS = "xformers"
+    SDPA_FLASH = "sdpa-flash"
+    SDPA_CUDNN = "sdpa-cudnn"
+    SDPA_EFFICIENT = "sdpa-efficient"
 
 
 class ImplUnavailableError(RuntimeError):
@@ -44,6 +47,10 @@ def why_unavailable(impl: Impl, device: torch.device) -> str | None:
             return _why_no_triton(device.type)
         case Impl.XFORMERS:
             return _why_no_xformers(device.type)
+        case Impl.SDPA_FLASH:  # the one backend with a form for the CPU
+            return None if device.type in ("cpu", "cuda") else f"{impl.value} needs a CPU or CUDA device"
+        case Impl.SDPA_CUDNN | Impl.SDPA_EFFICIENT:
+            return None if device.type == "cuda" else f"{impl.value} needs a CUDA device, not {device.type}"
 
 
 @functools.cache

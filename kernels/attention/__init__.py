@@ -1,5 +1,6 @@
 """attention: see api.py; reference.py is the specification."""
 
-from .api import SUPPORTED, attention
+from .api import attention
+from .choice import SUPPORTED, attention_choice
 
-__all__ = ["SUPPORTED", "attention"]
+__all__ = ["SUPPORTED", "attention", "attention_choice"]
