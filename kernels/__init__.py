@@ -7,7 +7,7 @@ from .gelu import gelu
 from .impl import Impl, ImplUnavailableError
 from .info_nce import info_nce
 from .layer_norm import layer_norm
-from .linear import linear, linear_packed, pack_weight
+from .linear import linear, pack_weight
 from .ops import OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
 from .token_bce import token_bce
@@ -28,7 +28,6 @@ __all__ = [
     "info_nce",
     "layer_norm",
     "linear",
-    "linear_packed",
     "pack_weight",
     "patch_embed",
     "resolve_impl",

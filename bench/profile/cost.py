@@ -77,10 +77,10 @@ def _wants_gradient(arguments: dict[str, Any], name: str) -> bool:
 
 def _arguments_bytes(op: str, arguments: dict[str, Any]) -> int:
     """What a call has to read: copies instead of their masters, and only the kept part of the images."""
-    masters = {
+    unread = {
         name.removesuffix("_copy") for name, value in arguments.items() if name.endswith("_copy") and value is not None
-    }
-    read = nbytes({name: value for name, value in arguments.items() if name not in masters})
+    } | {"packed"}  # the same weight in another layout
+    read = nbytes({name: value for name, value in arguments.items() if name not in unread})
     if op == "patch_embed":
         read -= round(arguments["images"].nbytes * (1 - kept_share(op, arguments)))
     return read

@@ -80,6 +80,10 @@ class Recorder:
         signature = inspect.signature(op)
 
         def call(*args, **kwargs):
+            if (
+                torch._C._current_graph_task_id() != -1
+            ):  # made again inside the backward of another op, whose time it is
+                return op(*args, **kwargs)
             arguments = dict(signature.bind(*args, **kwargs).arguments)
             leaves, tree = tree_flatten(arguments)
             gets_gradient = [_gets_gradient(leaf) for leaf in leaves]

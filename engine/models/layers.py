@@ -30,14 +30,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype if self.weight_copy is None else self.weight_copy.dtype)
-        if self.packed is not None:
-            return kernels.linear_packed(x, self.packed, self.bias if self.bias_copy is None else self.bias_copy)
         return kernels.linear(
             x,
             self.weight,
             self.bias,
             weight_copy=self.weight_copy,
             bias_copy=self.bias_copy,
+            packed=self.packed,
             impl=self.impls["linear"],
         )
 
@@ -55,6 +54,18 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return kernels.layer_norm(x, self.weight, self.bias, eps=self.eps, impl=self.impls["layer_norm"])
+
+    def of_sum(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch and its norm, in one pass; without gradients the sum is written over x."""
+        return kernels.add_layer_norm(
+            x,
+            branch,
+            self.weight,
+            self.bias,
+            eps=self.eps,
+            inplace=not torch.is_grad_enabled(),
+            impl=self.impls["add_layer_norm"],
+        )
 
 
 class BatchNorm(nn.BatchNorm1d):

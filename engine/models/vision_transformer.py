@@ -55,7 +55,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block. Every residual sum is made in the pass of the norm that reads it."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -64,19 +64,23 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._of_normed(self.attn, self.norm1, x)
-        return x + self._of_normed(self.mlp, self.norm2, x)
+    def forward(
+        self,
+        x: Tensor,  # [B, N, D]
+        normed: Tensor,  # [B, N, D], norm1 of x
+        following: LayerNorm | None,
+    ) -> tuple[Tensor, Tensor | None]:  # both [B, N, D]
+        """The block's output, and what `following` makes of it."""
+        with made_again(normed, lambda: self.norm1(x)):
+            branch = self.attn(normed)
+        middle, normed = self.norm2.of_sum(x, branch)
+        with made_again(normed, lambda: self.norm2(middle)):
+            branch = self.mlp(normed)
+        return (middle + branch, None) if following is None else following.of_sum(middle, branch)
 
-    @staticmethod
-    def _of_normed(branch: nn.Module, norm: LayerNorm, x: Tensor) -> Tensor:
-        normed = norm(x)
-        with made_again(normed, lambda: norm(x)):
-            return branch(normed)
-
-    def of_class_token(self, x: Tensor) -> Tensor:
-        """forward(x)[:, :1] for a quarter of the work: what the other tokens become is not asked for."""
-        x = x[:, :1] + self.attn.of_class_token(self.norm1(x))
+    def of_class_token(self, x: Tensor, normed: Tensor) -> Tensor:
+        """forward(x, normed, None)[0][:, :1] for a quarter of the work: the other tokens' outputs are not asked for."""
+        x = x[:, :1] + self.attn.of_class_token(normed)
         return x + self.mlp(self.norm2(x))
 
 
@@ -131,10 +135,15 @@ class VisionTransformer(nn.Module):
         plan: TokenPlan,
     ) -> Tensor:
         """The trunk's tokens before the final norm: [B, 1 + K, D] in the compute dtype, class token first."""
-        x = self.tokens(images, plan)
-        for block in self.blocks:
-            x = block(x)
+        x, normed = self._enter(images, plan)
+        for block, following in zip(self.blocks, [*(block.norm1 for block in self.blocks[1:]), None]):
+            x, normed = block(x, normed, following)
         return x
+
+    def _enter(self, images: Tensor, plan: TokenPlan) -> tuple[Tensor, Tensor]:
+        """What the first block takes."""
+        x = self.tokens(images, plan)
+        return x, self.blocks[0].norm1(x)
 
     def tokens(self, images: Tensor, plan: TokenPlan) -> Tensor:
         """What enters the first block: [B, 1 + K, D]."""
@@ -163,10 +172,10 @@ class VisionTransformer(nn.Module):
 
     def _class_token(self, images: Tensor) -> Tensor:
         """Before the norm, of as many images as are worked on at once."""
-        x = self.tokens(images, kernels.dense_plan(len(images), self.num_patches, images.device))
-        for block in self.blocks[:-1]:
-            x = block(x)
-        return self.blocks[-1].of_class_token(x)[:, 0]
+        x, normed = self._enter(images, kernels.dense_plan(len(images), self.num_patches, images.device))
+        for block, following in zip(self.blocks[:-1], self.blocks[1:]):
+            x, normed = block(x, normed, following.norm1)
+        return self.blocks[-1].of_class_token(x, normed)[:, 0]
 
     @property
     def images_at_once(self) -> int:

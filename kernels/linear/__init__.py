@@ -1,5 +1,5 @@
 """linear: see api.py; reference.py is the specification."""
 
-from .api import SUPPORTED, linear, linear_packed, pack_weight
+from .api import SUPPORTED, linear, pack_weight
 
-__all__ = ["SUPPORTED", "linear", "linear_packed", "pack_weight"]
+__all__ = ["SUPPORTED", "linear", "pack_weight"]

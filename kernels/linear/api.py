@@ -19,6 +19,7 @@ def linear(
     *,
     weight_copy: Tensor | None = None,  # [O, I], dtype of x
     bias_copy: Tensor | None = None,  # [O], dtype of x
+    packed: Tensor | None = None,  # pack_weight of what would be multiplied
     impl: Impl | str = "auto",
 ) -> Tensor:  # [..., O], dtype of x
     """x @ weight.T + bias.
@@ -26,11 +27,17 @@ def linear(
     With copies, the copies give the value and the gradient of x, and the masters receive the gradients of
     weight and bias in their own dtype (fp32); nobody differentiates a copy. Without copies the masters are
     cast to x's dtype. Differentiable once in x, weight and bias.
+    packed is multiplied in place of the weight, where no gradient is asked for; only onednn reads it.
     onednn takes fp32 and bf16; for other dtypes "auto" means torch.
-    ValueError for a shape, a device, or one copy without the other; TypeError for a dtype that is not
-    floating or a copy that is not in x's dtype.
+    ValueError for a shape, a device, one copy without the other, or packed with a gradient; TypeError for a
+    dtype that is not floating or a copy that is not in x's dtype.
     """
     _validate(x, weight, bias, weight_copy, bias_copy)
+    if packed is not None:
+        _validate_packed(x, weight, bias, packed)
+        if _choose(impl, x) is Impl.ONEDNN:
+            bias = bias if bias_copy is None else bias_copy
+            return onednn.product(x, packed, None if bias is None else bias.to(x.dtype))
     return RUN[_choose(impl, x)](x, weight, bias, weight_copy, bias_copy)
 
 
@@ -43,7 +50,7 @@ def _choose(impl: Impl | str, x: Tensor) -> Impl:
 
 
 def pack_weight(weight: Tensor, rows: int, *, impl: Impl | str = "auto") -> Tensor | None:
-    """weight [O, I] as linear_packed takes it, for inputs of about `rows` rows; None where `impl` packs nothing.
+    """weight [O, I] as `linear` takes it, for inputs of about `rows` rows; None where `impl` packs nothing.
 
     A snapshot: what is later written to `weight` does not reach it.
     """
@@ -51,20 +58,11 @@ def pack_weight(weight: Tensor, rows: int, *, impl: Impl | str = "auto") -> Tens
     return onednn.pack(weight, rows) if _choose(impl, weight) is Impl.ONEDNN else None
 
 
-@torch.no_grad()
-def linear_packed(
-    x: Tensor,  # [..., I]
-    packed: Tensor,  # [O, I], from pack_weight, dtype of x
-    bias: Tensor | None,  # [O], dtype of x
-) -> Tensor:  # [..., O], dtype of x
-    """x @ weight.T + bias with a packed weight, without gradients. Raises as `linear` does."""
-    if x.dim() == 0 or x.shape[-1] != packed.shape[1]:
-        raise ValueError(f"linear: x must be [..., I] with I = {packed.shape[1]}, not {list(x.shape)}")
+def _validate_packed(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor) -> None:
+    require_shape("linear", "packed", packed, weight.shape, "[O, I]")
     require_dtype("linear", "packed", packed, x.dtype)
-    if bias is not None:
-        require_shape("linear", "bias", bias, packed.shape[:1], "[O]")
-        require_dtype("linear", "bias", bias, x.dtype)
-    return onednn.product(x, packed, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        raise ValueError("linear: packed is for where no gradient is asked for")
 
 
 def _validate(

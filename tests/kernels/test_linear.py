@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from misplace.kernels import linear, linear_packed, pack_weight
+from misplace.kernels import linear, pack_weight
 from misplace.kernels.linear import SUPPORTED
 from misplace.kernels.testing.compare import check, require_one_graph, require_same_bits
 from misplace.kernels.testing.impls import runnable
@@ -132,26 +132,24 @@ needs_onednn = pytest.mark.skipif(("cpu", "onednn") not in IMPLS, reason="no one
 
 
 @needs_onednn
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_weight_against_fp64(dtype):
+def test_packed_weight_against_fp64(dtype, copies):
+    def op(x, weight, bias, weight_copy=None, bias_copy=None):
+        packed = pack_weight(weight.to(x.dtype) if weight_copy is None else weight_copy, x[..., 0].numel())
+        return linear(x, weight, bias, weight_copy=weight_copy, bias_copy=bias_copy, packed=packed)
+
+    exact = exact_with_masters if copies else oracle
     for shape, (inputs, outputs) in [((37,), w) for w in WIDTHS] + [(shape, (33, 7)) for shape in ROWS]:
-        tensors = make(shape, inputs, outputs, dtype=dtype, copies=True)
-
-        def op(x, weight, bias, weight_copy, bias_copy):
-            return linear_packed(x, pack_weight(weight_copy, x[..., 0].numel()), bias_copy)
-
-        check(op, eager, exact_with_masters, tensors, [])
+        check(op, eager, exact, make(shape, inputs, outputs, dtype=dtype, copies=copies), [])
 
 
 @needs_onednn
-def test_packed_weight_is_a_snapshot_and_gives_no_gradient():
-    weight, x = normal(8, 16, seed=0).requires_grad_(), normal(4, 16, seed=1)
+def test_packed_weight_is_a_snapshot():
+    weight, x = normal(8, 16, seed=0), normal(4, 16, seed=1)
     packed = pack_weight(weight, 4)
-    before = linear_packed(x, packed, None)
-    with torch.no_grad():
-        weight.zero_()
-    assert torch.equal(linear_packed(x, packed, None), before) and before.abs().min() > 0
-    assert not before.requires_grad
+    before = linear(x, weight, None, packed=packed)
+    assert torch.equal(linear(x, torch.zeros(8, 16), None, packed=packed), before) and before.abs().min() > 0
 
 
 def test_only_onednn_packs():
@@ -161,13 +159,14 @@ def test_only_onednn_packs():
 
 @needs_onednn
 def test_bad_input_of_packed_is_named():
-    packed = pack_weight(torch.ones(5, 8), 4)
-    with pytest.raises(ValueError, match=r"linear: x must be \[\.\.\., I\] with I = 8, not \[4, 7\]"):
-        linear_packed(torch.ones(4, 7), packed, None)
+    weight = torch.ones(5, 8)
+    packed = pack_weight(weight, 4)
+    with pytest.raises(ValueError, match=r"linear: packed must be \[O, I\] = \[4, 8\], not \[5, 8\]"):
+        linear(torch.ones(4, 8), weight[:4], None, packed=packed)
     with pytest.raises(TypeError, match=r"linear: packed must be torch.bfloat16"):
-        linear_packed(torch.ones(4, 8, dtype=torch.bfloat16), packed, None)
-    with pytest.raises(ValueError, match=r"linear: bias must be \[O\] = \[5\], not \[4\]"):
-        linear_packed(torch.ones(4, 8), packed, torch.ones(4))
+        linear(torch.ones(4, 8, dtype=torch.bfloat16), weight, None, packed=packed)
+    with pytest.raises(ValueError, match="packed is for where no gradient is asked for"):
+        linear(torch.ones(4, 8), weight.requires_grad_(), None, packed=packed)
     with pytest.raises(TypeError, match=r"impl=onednn takes torch.float32 or torch.bfloat16, not torch.float64"):
         linear(torch.ones(4, 8).double(), torch.ones(5, 8).double(), None, impl="onednn")
 
