@@ -1,11 +1,12 @@
 """Which implementation each op runs with: decided once per run, printed, recorded, and handed to every module."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from misplace.kernels import OPS, Impl, ImplUnavailableError, resolve_impl
+from misplace.kernels import OPS, ImplUnavailableError, attention_choice, resolve_impl
 
 from .errors import UserError
 
@@ -18,10 +19,11 @@ class Auto(dict):
 
 
 AUTO: Mapping[str, str] = Auto()
+BY_SHAPE = "attention"  # left to its measured table, which asks for the shape of every call
 
 
-def resolve_implementations(device: torch.device, overrides: str = "") -> dict[str, Impl]:
-    """op -> implementation on `device`.
+def resolve_implementations(device: torch.device, overrides: str = "") -> dict[str, str]:
+    """op -> implementation on `device`; for attention "auto", unless it is overridden.
 
     overrides: "reference" for every op, or "attention=torch,layer_norm=reference" for some. UserError for an
     unknown op, or an implementation that cannot run here, with the reason.
@@ -33,12 +35,39 @@ def resolve_implementations(device: torch.device, overrides: str = "") -> dict[s
             raise UserError(f"--run.impl {part}: unknown op {op!r}; one of: {', '.join(OPS)}")
         wanted.update({op: impl} if equals else dict.fromkeys(OPS, op))
     try:
-        return {op: resolve_impl(op, impl, device) for op, impl in wanted.items()}
+        found = {op: resolve_impl(op, impl, device) for op, impl in wanted.items()}
     except ImplUnavailableError as error:
         raise UserError(f"--run.impl {overrides}: {error}" if overrides else str(error)) from None
+    return found | ({BY_SHAPE: "auto"} if wanted[BY_SHAPE] == "auto" else {})
 
 
-def use_implementations(module: nn.Module, table: Mapping[str, Impl]) -> None:
+class AttentionSize(NamedTuple):
+    """Attention of one part of a step: tokens of a sequence, images x heads, and whether a backward follows."""
+
+    tokens: int
+    rows: int
+    with_gradient: bool
+
+
+def implementation_names(
+    table: Mapping[str, str],
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    sizes: Mapping[str, AttentionSize],  # by who computes it: student, teacher
+) -> dict[str, str]:
+    """The table for a reader: what "auto" means for each of `sizes`, such as "native (student, 50 tokens)"."""
+    if table[BY_SHAPE] != "auto":
+        return {op: str(impl) for op, impl in table.items()}
+    chosen = [
+        f"{attention_choice(device, dtype, size.tokens, head_dim, size.rows, with_gradient=size.with_gradient)} "
+        f"({name}, {size.tokens} tokens)"
+        for name, size in sizes.items()
+    ]
+    return {op: ", ".join(chosen) if op == BY_SHAPE else str(impl) for op, impl in table.items()}
+
+
+def use_implementations(module: nn.Module, table: Mapping[str, str]) -> None:
     """Hand the table to every module below `module`."""
     for layer in module.modules():
         layer.impls = table

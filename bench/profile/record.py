@@ -112,7 +112,10 @@ class Recorder:
         return call
 
     def _site(self, name: str, arguments: dict[str, Any], outputs: list) -> Site:
-        impl = kernels.resolve_impl(name, arguments.get("impl", "auto"), self._device)
+        impl = arguments.get("impl", "auto")
+        if name == "attention" and impl == "auto":
+            impl = _attention_choice(arguments)
+        impl = kernels.resolve_impl(name, impl, self._device)
         return Site(name, impl.value, _describe(tree_flatten(arguments)[0]), _describe(outputs))
 
 
@@ -153,6 +156,18 @@ def _as_lists(arguments: dict[str, Any]) -> dict[str, Any]:
     lists = {name: [getattr(tensors, name)[i] for i in live] for name in names}
     others = {name: value for name, value in arguments.items() if name != "tensors"}
     return {**others, "gradients": [gradients[i] for i in live], **lists}
+
+
+def _attention_choice(arguments: dict[str, Any]) -> str:
+    """What "auto" was for a call of attention without cu_seqlens."""
+    q, k = arguments["qkv"], arguments.get("k")
+    if k is None:
+        heads, tokens = arguments["num_heads"], q.shape[1]
+        head_dim = q.shape[2] // (3 * heads)
+    else:
+        (heads, head_dim), tokens = q.shape[2:], k.shape[1]
+    gradient = _gets_gradient(q)
+    return kernels.attention_choice(q.device, q.dtype, tokens, head_dim, len(q) * heads, with_gradient=gradient)
 
 
 class _Mark(torch.autograd.Function):

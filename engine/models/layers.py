@@ -28,14 +28,15 @@ class Linear(nn.Module):
         self.register_buffer("bias_copy", None, persistent=False)
         self.packed = None  # the weight as kernels.pack_weight gives it, inside packed_weights alone
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, with_bias: bool = True) -> Tensor:
+        """with_bias=False leaves the bias to whoever takes the result."""
         x = x.to(self.weight.dtype if self.weight_copy is None else self.weight_copy.dtype)
         return kernels.linear(
             x,
             self.weight,
-            self.bias,
+            self.bias if with_bias else None,
             weight_copy=self.weight_copy,
-            bias_copy=self.bias_copy,
+            bias_copy=self.bias_copy if with_bias else None,
             packed=self.packed,
             impl=self.impls["linear"],
         )

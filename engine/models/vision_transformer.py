@@ -48,9 +48,9 @@ class Mlp(nn.Module):
         self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        active = kernels.gelu(hidden, impl=self.impls["gelu"])
-        with made_again(active, lambda: kernels.gelu(hidden.detach(), impl=self.impls["gelu"])):
+        hidden, bias = self.fc1(x, with_bias=False), self.fc1.bias  # whose gradient falls out of gelu's
+        active = kernels.gelu(hidden, bias, impl=self.impls["gelu"])
+        with made_again(active, lambda: kernels.gelu(hidden, bias, impl=self.impls["gelu"])):
             return self.fc2(active)
 
 
