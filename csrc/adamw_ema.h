@@ -97,6 +97,6 @@ inline void check_numbers(at::ArrayRef<double> numbers, const Scalars& scalars) 
                     num_numbers, " numbers and as many scalars");
 }
 
-inline Numbers to_numbers(at::ArrayRef<double> n) { return {n[0], n[1], n[2], n[3], n[4]}; }
+inline Numbers to_numbers(at::ArrayRef<double> n) { return {n[0], n[1], n[2], n[3], n[4], n[5]}; }
 
 }  // namespace misplace::adamw_ema

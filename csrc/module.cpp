@@ -1,4 +1,5 @@
-// The Python module misplace.kernels._C: build_info() only. Ops register through TORCH_LIBRARY_IMPL.
+// The Python module misplace.kernels._C: what it was built with, and a setting of the allocator. Ops register through
+// TORCH_LIBRARY_IMPL.
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,6 +10,9 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
+#endif
+#if defined(__GLIBC__)
+#include <malloc.h>
 #endif
 
 // As a text, commas and all: the compiler is given names without quotes.
@@ -39,7 +43,19 @@ static std::map<std::string, std::string> build_info() {
   };
 }
 
+// Freed memory stays with the process, so that the next step finds its pages in place; engine/cpu_training.py says
+// what that costs. False where the C library has no such setting.
+static bool keep_freed_memory() {
+#if defined(__GLIBC__)
+  constexpr int never = -1, at_once = 64 << 20;  // bytes by which the heap grows
+  return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, never) && mallopt(M_TOP_PAD, at_once);
+#else
+  return false;
+#endif
+}
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of misplace; importing it registers torch.ops.misplace.*";
   module.def("build_info", &build_info, "What this extension was built with and for.");
+  module.def("keep_freed_memory", &keep_freed_memory, "Whether memory that is freed stays with the process from now on.");
 }

@@ -81,6 +81,8 @@ class RunConfig:
     """cpu or cuda; none: cuda where there is one."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Matrix work; losses and norms are always fp32."""
+    cuda_graph: bool = True
+    """Each step as one CUDA graph, where there is a CUDA device and the implementations allow it."""
     impl: str = ""
     """Implementation of the ops instead of the best: `reference`, or `attention=torch,...`."""
     log_every: int = 5

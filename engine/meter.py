@@ -19,11 +19,11 @@ class Meter:
         self._since, self._waited, self._steps = self._now(), 0.0, 0
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time inside the block is spent waiting for data."""
+    def waiting(self, hidden: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Time inside the block is spent waiting for data, unless `hidden` says at its end: by work that goes on."""
         before = self._now()
         yield
-        self._waited += self._now() - before
+        self._waited += 0.0 if hidden() else self._now() - before
 
     @contextmanager
     def excluded(self) -> Iterator[None]:

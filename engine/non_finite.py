@@ -18,6 +18,7 @@ from .step import NonFiniteError, compute_losses
 
 def stop_with_capture(trainer, batch: Batch, error: NonFiniteError) -> NoReturn:
     """Saves batch, plans and state of the failed step, then ends the run with one line."""
+    batch = batch.to(torch.device(trainer.config.run.device))
     plans = [
         trainer.method.pretext.plan(
             batch.index,

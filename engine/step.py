@@ -59,16 +59,29 @@ def student_plan(method: Method, batch: Batch, seed: int) -> TokenPlan:
 
 
 def compute_losses(method: Method, batch: Batch, seed: int) -> Losses:
-    """The class token that enters the framework's loss saw the sparse, misplaced input: one pass, both losses. [S]"""
-    plan = student_plan(method, batch, seed)
-    tokens = method.encoder(torch.cat(batch.views), plan)
-    class_tokens = method.encoder.norm(tokens[:, 0]).chunk(len(batch.views))
-    terms = method.framework.losses(class_tokens, batch.views)
+    """The losses of a batch under its own plan."""
+    return losses_under(method, batch.views, student_plan(method, batch, seed))
+
+
+def losses_under(method: Method, views: tuple[Tensor, ...], plan: TokenPlan) -> Losses:
+    """The class token that enters the framework's loss saw the sparse, misplaced input: one pass, both losses. [S]
+
+    views: uint8 [B, S, S, C] each; plan: of all views, stacked.
+    """
+    tokens = method.encoder(torch.cat(views), plan)
+    class_tokens = method.encoder.norm(tokens[:, 0]).chunk(len(views))
+    terms = method.framework.losses(class_tokens, views)
     total = framework = sum(terms.values())
     pretext_terms, detection = method.pretext.losses(method.encoder, tokens, plan)
     if pretext_terms:
         total = total + method.pretext.weight * sum(pretext_terms.values())
     return Losses(total, framework, {**terms, **pretext_terms}, plan, detection)
+
+
+def learning_rate(config: Config, progress: float) -> float:
+    """Of the step that starts at `progress` of the run."""
+    peak = config.optim.base_lr * config.data.batch_size / 256
+    return cosine_with_warmup(progress, peak=peak, warmup=config.optim.warmup)
 
 
 def training_step(
@@ -89,19 +102,16 @@ def training_step(
     losses = compute_losses(method, batch, config.run.seed)
     losses.total.backward()
     loss, grad_norm = losses.total.item(), optimizer.grad_norm().item()
-    _refuse_non_finite(loss, grad_norm, losses)
-    lr = cosine_with_warmup(
-        progress,
-        peak=config.optim.base_lr * config.data.batch_size / 256,
-        warmup=config.optim.warmup,
-    )
-    optimizer.step(lr=lr, grad_norm=grad_norm, momentum=method.framework.momentum(next_progress()))
     terms = {name: term.item() for name, term in losses.terms.items()}
+    refuse_non_finite(loss, grad_norm, terms)
+    lr = learning_rate(config, progress)
+    optimizer.step(lr=lr, grad_norm=grad_norm, momentum=method.framework.momentum(next_progress()))
     return StepResult(loss, losses.framework.item(), terms, grad_norm, lr, losses.detection)
 
 
-def _refuse_non_finite(loss: float, grad_norm: float, losses: Losses) -> None:
+def refuse_non_finite(loss: float, grad_norm: float, terms: dict[str, float]) -> None:
+    """NonFiniteError, with the terms in its words."""
     for name, value in (("loss", loss), ("gradient norm", grad_norm)):
         if not abs(value) < float("inf"):
-            terms = ", ".join(f"{k}={v.item():.6g}" for k, v in losses.terms.items())
-            raise NonFiniteError(f"{name} is {value} ({terms})")
+            listed = ", ".join(f"{term}={number:.6g}" for term, number in terms.items())
+            raise NonFiniteError(f"{name} is {value} ({listed})")

@@ -1,6 +1,7 @@
 """A pretraining run: from a configuration to a trained, evaluated, reported encoder in a run folder."""
 
 import functools
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from . import finish
 from .auroc import auroc
+from .captured_step import why_not_captured
 from .checkpoint import latest, load, save
 from .clock import TrainingClock
 from .collapse import ChanceDetector, CollapseDetector
@@ -27,9 +29,10 @@ from .run_folder import RunFolder
 from .signals import StopSignals
 from .state import load_state, state_tensors
 from .step import NonFiniteError, StepResult, training_step
+from .step_queue import InFlight, StepQueue
 
 # What may differ between a run and its resumption without changing a single bit of its result.
-FREE_TO_CHANGE = ("out", "resume", "overwrite", "log_every", "keep", "knn_every", "report")
+FREE_TO_CHANGE = ("out", "resume", "overwrite", "log_every", "keep", "knn_every", "report", "cuda_graph")
 
 
 def pretrain(config: Config) -> Path:
@@ -56,7 +59,9 @@ class Trainer:
         self.impls = resolve_implementations(torch.device(config.run.device), config.run.impl)
         self.method = build_method(config, source, self.impls)
         self.optimizer = build_optimizer(self.method, config, self.impls)
-        self.step, self.clock = 0, TrainingClock()
+        self.step, self.clock = 0, TrainingClock()  # step: how many were launched
+        self.in_flight: deque[InFlight] = deque()  # those of them whose results were not read
+        self.queue = self._step_queue()
         self.model = encoder_arguments(config, source)
         self._start_or_resume()
         print_implementations({op: impl.value for op, impl in self.impls.items()})
@@ -79,17 +84,19 @@ class Trainer:
             self._open_log() as self.log,
             ProgressDisplay(self.horizon) as self.display,
         ):
-            batches = self._on_device(loader)
+            batches = self._batches(loader)
             self.clock.start()
             while not (self.finished or signals.stop_requested):
                 self._one_step(batches)
                 self._save_if_due()
+            self._read_results()
             self.clock.pause()
             if self._saved_at[0] != self.step:
                 self.save()
 
     def save(self) -> None:
         """A checkpoint of the state between two steps."""
+        self._read_results()
         with self.clock.paused():
             state = {
                 "seconds": self.clock.elapsed,
@@ -133,42 +140,76 @@ class Trainer:
             prefetch=data.prefetch,
         )
 
-    def _on_device(self, loader: PillowLoader) -> Iterator[Batch]:
+    def _step_queue(self) -> StepQueue | None:
+        """On the CPU none: there a step is over when it returns."""
+        run, device = self.config.run, torch.device(self.config.run.device)
+        if device.type == "cpu":
+            return None
+        reason = why_not_captured(self.impls, device)
+        if run.cuda_graph and reason:
+            print(f"no CUDA graph: {reason}", flush=True)
+        return StepQueue(self.method, self.optimizer, self.config, captured=run.cuda_graph and not reason)
+
+    def _batches(self, loader: PillowLoader) -> Iterator[Batch]:
         quarantine = Quarantine(self.folder.quarantine, len(self.source), self.config.data.max_bad_share)
         for batch in loader:
             quarantine.add(batch.failures)
-            yield batch.to(torch.device(self.config.run.device))
+            yield batch
 
     def _one_step(self, batches: Iterator[Batch]) -> None:
-        with self.meter.waiting():
+        with self.meter.waiting(hidden=lambda: bool(self.in_flight) and not self.in_flight[-1].is_done()):
             batch = next(batches)
-        start = self.progress
         try:
-            result = training_step(
-                self.method,
-                self.optimizer,
-                batch,
-                self.config,
-                progress=start,
-                next_progress=lambda: self.horizon.progress(self.step + 1, self.clock.elapsed),
-            )
+            self.in_flight.append(self._launch(batch))
         except NonFiniteError as error:
             stop_with_capture(self, batch, error)
         self.step += 1
-        self.meter.count_step()
-        for watch in self._watch:
-            if notice := watch(result):
-                self.display.message(notice)
-        accuracy = self._online_knn()
-        if self.step % self.config.run.log_every == 0 or self.finished or accuracy is not None:
-            self._write_metrics(batch, result, accuracy)
+        knn_due = self._knn_due()
+        everything = self.queue is None or knn_due or self.finished
+        self._read_results(keep=0 if everything else 1, knn=knn_due)
 
-    def _write_metrics(self, batch: Batch, result: StepResult, accuracy: float | None) -> None:
-        detection = result.detection
+    def _launch(self, batch: Batch) -> InFlight:
+        progress = {
+            "progress": self.progress,
+            "next_progress": lambda: self.horizon.progress(self.step + 1, self.clock.elapsed),
+        }
+        if self.queue is not None:
+            return self.queue.launch(batch, self.step, **progress)
+        result = training_step(self.method, self.optimizer, batch, self.config, **progress)
+        return InFlight(self.step, batch, lambda: result)
+
+    def _read_results(self, *, keep: int = 0, knn: bool = False) -> None:
+        """The results of all steps in flight but the last `keep`; knn: the last of them is followed by a k-NN."""
+        while len(self.in_flight) > keep:
+            flight = self.in_flight.popleft()
+            result = self._result(flight)
+            self.meter.count_step()
+            for watch in self._watch:
+                if notice := watch(flight.step + 1, result):
+                    self.display.message(notice)
+            is_last = not self.in_flight
+            accuracy = self._online_knn() if knn and is_last else None
+            due = (flight.step + 1) % self.config.run.log_every == 0 or (is_last and self.finished)
+            if due or accuracy is not None:
+                self._write_metrics(flight, result, accuracy)
+        if self.queue is not None and not keep:
+            self.queue.synchronize()
+
+    def _result(self, flight: InFlight) -> StepResult:
+        try:
+            return flight.result()
+        except NonFiniteError as error:
+            self.queue.synchronize()
+            launched = self.step - flight.step  # this step and those after it, which have changed nothing
+            self.step, self.optimizer.steps = flight.step, self.optimizer.steps - launched
+            stop_with_capture(self, flight.batch, error)
+
+    def _write_metrics(self, flight: InFlight, result: StepResult, accuracy: float | None) -> None:
+        detection, step = result.detection, flight.step + 1
         row = {
-            "step": self.step,
-            "epoch": batch.epoch,
-            "images": self.step * self.config.data.batch_size,
+            "step": step,
+            "epoch": flight.batch.epoch,
+            "images": step * self.config.data.batch_size,
             "seconds": self.clock.elapsed,
             "loss": result.loss,
             **result.terms,
@@ -194,15 +235,17 @@ class Trainer:
         if due and not self.finished:
             self.save()
 
-    def _online_knn(self) -> float | None:
-        """k-NN of the encoder each time another share run.knn_every of the run is over; outside training time."""
+    def _knn_due(self) -> bool:
+        """Whether another share run.knn_every of the run is over."""
         every = self.config.run.knn_every
         if not every or not self.source.class_names or self.finished:
-            return None
+            return False
         mark = int(self.progress / every)
         due, self._knn_mark = mark > self._knn_mark, mark
-        if not due:
-            return None
+        return due
+
+    def _online_knn(self) -> float:
+        """k-NN of the encoder, outside training time."""
         with self.clock.paused(), self.meter.excluded():
             return self.online_task.top1(patch_mean(self.method.encoder))
 
@@ -212,13 +255,13 @@ class Trainer:
         return KnnTask(self.config.data.source, self.config.model.image_size, num_train=2000, num_test=1000)
 
     def _detectors(self) -> list:
-        """Functions of a step's result that say, once, what has gone wrong with the learning."""
+        """Functions of a step's number and result that say, once, what has gone wrong with the learning."""
         signature = self.method.framework.collapse_loss(self.config.data.batch_size)
         collapse = CollapseDetector("the framework loss", signature, grace=100)
-        watches = [lambda result: collapse.update(self.step, result.framework_loss)]
+        watches = [lambda step, result: collapse.update(step, result.framework_loss)]
         if isinstance(self.config.pretext, DilemmaConfig):
             chance = ChanceDetector(self.config.pretext.wrong_rate, grace=200)
-            watches.append(lambda r: chance.update(self.step, r.terms["bce"]) if "bce" in r.terms else None)
+            watches.append(lambda n, r: chance.update(n, r.terms["bce"]) if "bce" in r.terms else None)
         return watches
 
 

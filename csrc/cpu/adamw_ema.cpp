@@ -63,6 +63,7 @@ void adamw_ema_cpu(at::TensorList state, at::IntArrayRef slots, const Gradients&
   const std::vector<Member> found = members(state, slots, gradients, weight_decay);
   const Numbers now = read(numbers, scalars);
   const Coefficients c = coefficients(now, {beta1, beta2, eps});
+  if (c.found_inf != 0) return;
   std::vector<int64_t> ends;
   int64_t num_pieces = 0, num_elements = 0;
   for (const Member& member : found) {

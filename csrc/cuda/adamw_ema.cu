@@ -26,6 +26,7 @@ __device__ int tensor_of(const Batch& batch, uint32_t block) {
 __global__ void __launch_bounds__(threads)
     adamw_ema_kernel(const __grid_constant__ Batch batch, const Coefficients given, const Coefficients* on_device) {
   const Coefficients c = on_device ? *on_device : given;
+  if (c.found_inf != 0) return;
   const int tensor = tensor_of(batch, blockIdx.x);
   const uint32_t first_block = tensor ? batch.end[tensor - 1] : 0;
   const int64_t begin = static_cast<int64_t>(blockIdx.x - first_block) * piece_size;
@@ -58,7 +59,7 @@ __device__ double read(const Source& source) {
 
 __global__ void coefficients_kernel(const Sources sources, const Settings by, Coefficients* to) {
   const Numbers now{read(sources.of[0]), read(sources.of[1]), read(sources.of[2]), read(sources.of[3]),
-                    read(sources.of[4])};
+                    read(sources.of[4]), read(sources.of[5])};
   *to = coefficients(now, by);
 }
 

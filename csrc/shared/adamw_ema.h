@@ -11,9 +11,9 @@ namespace misplace::adamw_ema {
 
 // What changes from step to step, in the order of the registered op's `numbers` and `scalars`.
 struct Numbers {
-  double step, lr, decay_scale, grad_scale, momentum;
+  double step, lr, decay_scale, grad_scale, momentum, found_inf;
 };
-constexpr int num_numbers = 5;
+constexpr int num_numbers = 6;
 
 struct Settings {
   double beta1, beta2, eps;
@@ -24,6 +24,7 @@ enum class GradientType : int { float32, bfloat16, float16 };
 struct Coefficients {
   float grad_scale, decay_rate, one_minus_beta1, beta2, one_minus_beta2, inverse_root, eps, step_size;
   float one_minus_momentum;
+  float found_inf;  // not 0: nothing is written
 };
 
 MISPLACE_HOST_DEVICE Coefficients coefficients(const Numbers& now, const Settings& by) {
@@ -38,6 +39,7 @@ MISPLACE_HOST_DEVICE Coefficients coefficients(const Numbers& now, const Setting
   c.eps = static_cast<float>(by.eps);
   c.step_size = static_cast<float>(now.lr / correction1);
   c.one_minus_momentum = static_cast<float>(1 - now.momentum);
+  c.found_inf = now.found_inf != 0 ? 1.0f : 0.0f;
   return c;
 }
 

@@ -77,24 +77,46 @@ class AdamWEMA:
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
     @torch.no_grad()
-    def step(self, *, lr: float, grad_norm: float, momentum: float) -> None:
-        """One update of parameters, teacher and copies; gradients are freed. grad_norm clips by config.clip_norm."""
-        clip = self.config.clip_norm
-        grad_scale = 1.0 if clip is None else min(1.0, clip / (grad_norm + 1e-6))
-        self.steps += 1
+    def step(
+        self,
+        *,
+        lr: float | Tensor,
+        grad_norm: float | Tensor,
+        momentum: float | Tensor,
+        step: Tensor | None = None,
+        found_inf: float | Tensor = 0.0,
+    ) -> None:
+        """One update of parameters, teacher and copies; gradients are freed. grad_norm clips by config.clip_norm.
+
+        Numbers, or tensors of one element on the parameters' device, which the host then never reads. step: the
+        number of this update, which the caller counts in `steps`; none: counted here. found_inf: where it is not 0
+        nothing is written.
+        """
+        if step is None:
+            self.steps += 1
         update(
             self.tensors,
             [p.grad for p in self.parameters],
-            step=self.steps,
+            step=self.steps if step is None else step,
             lr=lr,
             betas=self.config.betas,
             eps=self.config.eps,
-            grad_scale=grad_scale,
+            grad_scale=self._grad_scale(grad_norm),
             momentum=momentum,
+            found_inf=found_inf,
             impl=self.impl,
         )
         for parameter in self.parameters:
             parameter.grad = None
+
+    def _grad_scale(self, grad_norm: float | Tensor) -> float | Tensor:
+        """The same bits from a number and from a tensor: both divide in fp64."""
+        clip = self.config.clip_norm
+        if clip is None:
+            return 1.0
+        if isinstance(grad_norm, Tensor):
+            return (clip / (grad_norm.double() + 1e-6)).clamp(max=1.0)
+        return min(1.0, clip / (grad_norm + 1e-6))
 
     def state_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold, by name."""

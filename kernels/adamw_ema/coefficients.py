@@ -1,6 +1,7 @@
-"""The scalars of a step as the five numbers that the Triton kernel multiplies with, made on host or device.
+"""The scalars of a step as the numbers that the Triton kernel works with, made on host or device.
 
-grad_scale, lr * decay_scale, 1 / sqrt(1 - beta2^step), lr / (1 - beta1^step), 1 - momentum.
+grad_scale, lr * decay_scale, 1 / sqrt(1 - beta2^step), lr / (1 - beta1^step), 1 - momentum; on the device a sixth,
+found_inf: where that is not 0 the kernel writes nothing.
 """
 
 import math
@@ -21,12 +22,13 @@ def _read(scalar, IS_TENSOR: tl.constexpr):
 
 @triton.jit
 def coefficients_kernel(
-    to_ptr,  # fp32 [5]
+    to_ptr,  # fp32 [6]
     step,
     lr,
     decay_scale,
     grad_scale,
     momentum,
+    found_inf,
     LOG_BETA1: tl.constexpr,
     LOG_BETA2: tl.constexpr,
     STEP: tl.constexpr,
@@ -34,6 +36,7 @@ def coefficients_kernel(
     DECAY_SCALE: tl.constexpr,
     GRAD_SCALE: tl.constexpr,
     MOMENTUM: tl.constexpr,
+    FOUND_INF: tl.constexpr,
 ):
     """In fp64, since 1 - beta2^1 leaves three digits of an fp32. The capitals: whether that scalar is a tensor."""
     count, rate = _read(step, STEP), _read(lr, LR)
@@ -43,13 +46,14 @@ def coefficients_kernel(
     tl.store(to_ptr + 2, (1 / tl.sqrt(correction2)).to(tl.float32))
     tl.store(to_ptr + 3, (rate / correction1).to(tl.float32))
     tl.store(to_ptr + 4, (1 - _read(momentum, MOMENTUM)).to(tl.float32))
+    tl.store(to_ptr + 5, _read(found_inf, FOUND_INF).to(tl.float32))
 
 
 def coefficients_on_device(
     numbers: list[float], scalars: list[Tensor | None], betas: tuple[float, float], like: Tensor
 ) -> Tensor:
-    """fp32 [5]; a scalar that is None is in numbers."""
-    to = like.new_empty(5, dtype=torch.float32)
+    """fp32 [6]; a scalar that is None is in numbers."""
+    to = like.new_empty(6, dtype=torch.float32)
     mixed = [number if scalar is None else scalar for number, scalar in zip(numbers, scalars)]
     logs = [math.log(beta) if beta > 0 else -math.inf for beta in betas]
     coefficients_kernel[(1,)](to, *mixed, *logs, *(scalar is not None for scalar in scalars), num_warps=1)
@@ -57,7 +61,7 @@ def coefficients_on_device(
 
 
 def coefficients_on_host(numbers: list[float], betas: tuple[float, float]) -> tuple[float, ...]:
-    """The same five of numbers alone."""
-    step, lr, decay_scale, grad_scale, momentum = numbers
+    """The first five of numbers alone, found_inf being 0."""
+    step, lr, decay_scale, grad_scale, momentum, _ = numbers
     inverse_root = (1 - betas[1] ** step) ** -0.5
     return grad_scale, lr * decay_scale, inverse_root, lr / (1 - betas[0] ** step), 1 - momentum

@@ -22,11 +22,14 @@ def adamw_ema_reference(
 
     All in the dtype of p (fp32, or fp64 as the oracle), every operation rounded as in
     torch.optim.AdamW(foreach=False), to which p, m and v are equal to the bit. Without a gradient nothing of a
-    tensor changes. The teacher sees the p of this call: with this step's momentum that is DINO's order (the
-    average after the step), with the next step's it is MoCo v3's (the average before the next step's keys).
+    tensor changes, and where found_inf is not 0 nothing at all. The teacher sees the p of this call: with this
+    step's momentum that is DINO's order (the average after the step), with the next step's it is MoCo v3's (the
+    average before the next step's keys).
     Source: [S] Loshchilov and Hutter 2019; [S] the EMA teacher of MoCo (He et al. 2020).
     """
     now = scalars.host()
+    if now.found_inf:
+        return
     for i, parameter in enumerate(tensors.parameters):
         if gradients[i] is None:
             continue

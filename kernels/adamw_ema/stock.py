@@ -18,7 +18,7 @@ def adamw_ema_stock(
     """grad_scale stays where it is; for the other scalars the host waits."""
     now = scalars._replace(grad_scale=1.0).host()._replace(grad_scale=scalars.grad_scale)
     live = [i for i, gradient in enumerate(gradients) if gradient is not None]
-    if not live:
+    if not live or now.found_inf:
         return
     parameters, teacher, student_copies, teacher_copies = (
         [entries[i] for i in live]

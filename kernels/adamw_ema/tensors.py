@@ -104,6 +104,7 @@ class Scalars(NamedTuple):
     decay_scale: float | Tensor
     grad_scale: float | Tensor
     momentum: float | Tensor
+    found_inf: float | Tensor = 0.0
 
     def split(self) -> tuple[list[float], list[Tensor | None]]:
         """Numbers (0 where there is a tensor), and tensors (None where there is a number)."""

@@ -93,7 +93,7 @@ def _update(row, gradient_address, begin, size, grad_scale, decay_rate, inverse_
 @triton.jit
 def adamw_ema_kernel(
     table_ptr,  # int64: FIELDS per tensor, then per piece its tensor << 32 | its number in the tensor
-    coefficients_ptr,  # fp32 [5], read where ON_DEVICE
+    coefficients_ptr,  # fp32 [6], read where ON_DEVICE
     num_tensors,
     grad_scale,
     decay_rate,
@@ -108,15 +108,16 @@ def adamw_ema_kernel(
     PIECE: tl.constexpr,
     ON_DEVICE: tl.constexpr,
 ):
+    found_inf = 0.0
     if ON_DEVICE:
         grad_scale, decay_rate = tl.load(coefficients_ptr), tl.load(coefficients_ptr + 1)
         inverse_root, step_size = tl.load(coefficients_ptr + 2), tl.load(coefficients_ptr + 3)
-        pace = tl.load(coefficients_ptr + 4)
+        pace, found_inf = tl.load(coefficients_ptr + 4), tl.load(coefficients_ptr + 5)
     piece = tl.load(table_ptr + num_tensors * FIELDS + tl.program_id(0))
     row = table_ptr + (piece >> 32) * FIELDS
     begin = (piece & 0xFFFFFFFF) * PIECE
     gradient_address, size = tl.load(row + 1), tl.load(row + 7)
-    if gradient_address != 0:
+    if (gradient_address != 0) & (found_inf == 0.0):
         if (begin + PIECE <= size) & (tl.load(row + 10) == 1):
             _update(row, gradient_address, begin, size, grad_scale, decay_rate, inverse_root, step_size, pace,
                     rate1, beta2, rate2, eps, PIECE, True)  # fmt: skip

@@ -83,7 +83,7 @@ def opcheck() -> None:
     tensors = AdamWTensors(**make(shapes=[(5,), (2, 3)]), weight_decay=[0.1, 0.0])
     given = [torch.ones(5), None]
     ours(tensors, given, step=1, momentum=0.9, **SETTINGS)
-    arguments = (tensors.state, tensors.slots, given, tensors.weight_decay, [1.0] * 5, [None] * 5, 0.9, 0.999, 1e-8)
+    arguments = (tensors.state, tensors.slots, given, tensors.weight_decay, [1.0] * 6, [None] * 6, 0.9, 0.999, 1e-8)
     # tracing calls the kernel on other memory, which only a GPU can compare
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(

@@ -16,7 +16,7 @@ from misplace.kernels.testing.optimizer_states import SETTINGS, WEIGHT_DECAY, gr
 
 INTERPRETED = Path(__file__).with_name("interpreted_adamw_ema.py")
 FLOATS = ("grad_scale", "decay_rate", "inverse_root", "step_size", "pace", "rate1", "beta2", "rate2", "eps")
-SCALARS = ("step", "lr", "decay_scale", "grad_scale", "momentum")
+SCALARS = ("step", "lr", "decay_scale", "grad_scale", "momentum", "found_inf")
 CAPABILITIES = (80, 90, 100)
 
 
