@@ -17,9 +17,9 @@ from .config import Config, first_difference, to_plain
 from .data import Batch, PillowLoader, Quarantine, Source, make_loader, open_source
 from .errors import UserError
 from .evaluation import KnnTask, patch_mean
-from .implementations import resolve_implementations
+from .implementations import AttentionSize, implementation_names, resolve_implementations
 from .meter import Meter
-from .method import build_method, build_optimizer, encoder_arguments
+from .method import DTYPES, build_method, build_optimizer, encoder_arguments
 from .metrics_log import MetricsLog
 from .non_finite import stop_with_capture
 from .pretexts import DilemmaConfig
@@ -64,7 +64,7 @@ class Trainer:
         self.queue = self._step_queue()
         self.model = encoder_arguments(config, source)
         self._start_or_resume()
-        print_implementations({op: impl.value for op, impl in self.impls.items()})
+        print_implementations(self._implementation_names())
 
     @property
     def progress(self) -> float:
@@ -118,9 +118,21 @@ class Trainer:
             load_state(checkpoint, self.method, self.optimizer)
             self.step, self.clock = checkpoint.step, TrainingClock(checkpoint.state["seconds"])
         self.folder.write_config(plain)
-        impls = {op: impl.value for op, impl in self.impls.items()}
+        impls = self._implementation_names()
         self.folder.write_environment(device=self.config.run.device, implementations=impls)
         self._saved_at = (self.step if path is not None else -1, self.clock.elapsed)
+
+    def _implementation_names(self) -> dict[str, str]:
+        """op -> what this run computes it with."""
+        run, encoder, framework = self.config.run, self.method.encoder, self.method.framework
+        device, heads = torch.device(run.device), self.model["num_heads"]
+        index = torch.zeros(1, dtype=torch.int64, device=device)
+        plan = self.method.pretext.plan(index, encoder.num_patches, seed=0, epoch=0, view=0)
+        views, whole = framework.num_views * self.config.data.batch_size, 1 + encoder.num_patches
+        sizes = {"student": AttentionSize(1 + plan.src.shape[1], views * heads, True)}
+        if any(True for _ in framework.teacher_pairs(encoder)):
+            sizes["teacher"] = AttentionSize(whole, min(views, encoder.images_at_once) * heads, False)
+        return implementation_names(self.impls, device, DTYPES[run.precision], encoder.width // heads, sizes)
 
     def _open_log(self) -> MetricsLog:
         resume_step = self.step if self.folder.resumed else None

@@ -26,7 +26,7 @@ NUM_BATCHES = 2
 # bytes of activations per channel, token and layer in bf16, epilogues fused: forward + backward, forward alone
 STUDENT_BYTES, TEACHER_BYTES = 168, 56
 # model, images, image size, patch size, drop rate
-FULL = [("small", 32, 224, 16, 0.75), ("small", 32, 224, 16, 0.5), ("nano", 128, 32, 4, 0.75)]
+FULL = [("small", 16, 224, 16, 0.75), ("small", 16, 224, 16, 0.5), ("nano", 128, 32, 4, 0.75)]
 TINY = [("nano", 8, 24, 6, 0.75)]
 
 

@@ -7,12 +7,12 @@ import torch
 
 from misplace.engine.data import make_loader, open_source
 from misplace.engine.errors import UserError
-from misplace.engine.implementations import resolve_implementations
+from misplace.engine.implementations import AttentionSize, implementation_names, resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.non_finite import replay
 from misplace.engine.step import compute_losses, training_step
 from misplace.engine.trainer import pretrain
-from misplace.kernels import resolve_impl
+from misplace.kernels import attention_choice, resolve_impl
 
 CPU = torch.device("cpu")
 
@@ -161,6 +161,19 @@ def test_a_non_finite_loss_stops_before_the_update_and_can_be_replayed(runs, ima
     assert values["bce"] != values["bce"] and values["contrastive"] == values["contrastive"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["loss"] is not None for row in rows)
+
+
+def test_a_reader_is_told_what_attention_runs_for_each_size():
+    sizes = {"student": AttentionSize(13, 96, True), "teacher": AttentionSize(300, 24, False)}
+    names = implementation_names(resolve_implementations(CPU), CPU, torch.bfloat16, 32, sizes)
+    student, teacher = (
+        attention_choice(CPU, torch.bfloat16, size.tokens, 32, size.rows, with_gradient=size.with_gradient)
+        for size in sizes.values()
+    )
+    assert names["attention"] == f"{student} (student, 13 tokens), {teacher} (teacher, 300 tokens)"
+    assert names["gelu"] == resolve_impl("gelu", "auto", CPU)
+    asked = implementation_names(resolve_implementations(CPU, "attention=torch"), CPU, torch.bfloat16, 32, sizes)
+    assert asked["attention"] == "torch"
 
 
 def test_implementations_are_asked_for_by_name_and_refused_by_reason():
