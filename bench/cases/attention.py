@@ -1,5 +1,6 @@
 """attention from packed qkv: reads 3 D and writes D numbers a token, the backward reads 4 D and writes 3 D."""
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -126,6 +127,11 @@ PEERS = {
 }
 
 
+def _per_length(inputs: Inputs) -> Thunk:
+    """Our own choice, in a call per length."""
+    return _peer(inputs, partial(attention, impl="auto"))
+
+
 def _check(inputs: Inputs, impl: str) -> Check:
     """On the first two images; all of mixed lengths."""
     few = inputs if inputs.runs else inputs._replace(qkv=inputs.qkv[:2].detach())
@@ -157,7 +163,8 @@ def _mixed_case(shape, dtype: str, with_backward: bool) -> Case:
     elements, pairs = (
         images * heads * head_dim * sum(count * tokens**power for count, tokens in crops) for power in (1, 2)
     )
-    return _of(name, partial(_mixed_inputs, shape, dtype, with_backward), dtype, with_backward, elements, pairs)
+    case = _of(name, partial(_mixed_inputs, shape, dtype, with_backward), dtype, with_backward, elements, pairs)
+    return replace(case, peers=PEERS | {"per-length": _per_length})
 
 
 def _of(shape: str, make_inputs, dtype: str, with_backward: bool, elements: int, pairs: int) -> Case:
