@@ -1,5 +1,6 @@
 """Attention from packed qkv as people write it."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,3 +20,12 @@ def sdpa(qkv: Tensor, num_heads: int) -> Tensor:
     """scaled_dot_product_attention, as timm's Attention calls it."""
     q, k, v = _heads_first(qkv, num_heads)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def pass_per_length(function, qkv: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """qkv [T, 3 D] of mixed lengths, a call of function(qkv [B, N, 3 D]) for every length.
+
+    runs: (sequences, tokens of each), in the order in which they lie: what training code with crops of two sizes does.
+    """
+    parts = qkv.split([sequences * tokens for sequences, tokens in runs])
+    return torch.cat([function(part.unflatten(0, run)).flatten(0, 1) for part, run in zip(parts, runs)])

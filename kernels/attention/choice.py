@@ -1,9 +1,9 @@
 """Which implementation of attention "auto" means, from a measured table (choices.csv, by bench/attention_choices.py).
 
 A row says: on this device and kind of it, in this dtype, with or without a backward, for at most so many tokens of
-this head dim and at least so many images x heads, this one was the fastest. Of the rows that fit, the one of the
-fewest tokens counts, then the one of the most rows. Where none does, or the machine lacks what it names, the
-first of SUPPORTED that takes the input.
+this head dim and at least so many images x heads, this one was the fastest; or it is the first of SUPPORTED, and
+nothing beat it by more than noise. Of the rows that fit, the one of the fewest tokens counts, then the one of the most
+images x heads. Where none fits, or the machine lacks what it names, the first of SUPPORTED that takes the input.
 """
 
 import csv
