@@ -93,6 +93,6 @@ setup(
     package_dir=namespace(),
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    package_data={"misplace.engine": ["report/*.html", "report/*.css"], "misplace.bench": ["*.csv"]},
+    package_data={"misplace.engine": ["report/*.*"], "misplace.bench": ["*.csv"], "misplace.kernels.attention": ["*.csv"]},
     **extension(),
 )
