@@ -1,4 +1,4 @@
-"""The step without host synchronisation, run on the CPU: today's bits, no reading in between, and nothing bad written."""
+"""The step without host synchronisation, on the CPU: today's bits, nothing read in between, nothing bad written."""
 
 import dataclasses
 
