@@ -1,5 +1,7 @@
-// The Python module misplace.kernels._C: what it was built with, and a setting of the allocator. Ops register through
-// TORCH_LIBRARY_IMPL.
+// The Python module misplace.kernels._C: what it was built with, and settings of the process for training on the CPU.
+// Ops register through TORCH_LIBRARY_IMPL.
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -54,8 +56,15 @@ static bool keep_freed_memory() {
 #endif
 }
 
+// torch.set_flush_denormal is of the calling thread alone: here of every thread that at::parallel_for gives work to.
+static bool set_flush_denormal(bool on) {
+  at::parallel_for(0, at::get_num_threads(), 1, [on](int64_t, int64_t) { at::Context::setFlushDenormal(on); });
+  return at::Context::setFlushDenormal(on);
+}
+
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of misplace; importing it registers torch.ops.misplace.*";
   module.def("build_info", &build_info, "What this extension was built with and for.");
+  module.def("set_flush_denormal", &set_flush_denormal, "Denormals are zero, or not, in this and all compute threads.");
   module.def("keep_freed_memory", &keep_freed_memory, "Whether memory that is freed stays with the process from now on.");
 }

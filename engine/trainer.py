@@ -2,7 +2,8 @@
 
 import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from .checkpoint import latest, load, save
 from .clock import TrainingClock
 from .collapse import ChanceDetector, CollapseDetector
 from .config import Config, first_difference, to_plain
+from .cpu_training import cpu_training
 from .data import Batch, PillowLoader, Quarantine, Source, make_loader, open_source
 from .errors import UserError
 from .evaluation import KnnTask, patch_mean
@@ -40,9 +42,11 @@ def pretrain(config: Config) -> Path:
     source = open_source(config.data.source)
     config = resolve(config.validate(), source)
     with RunFolder.create(config.run.out, overwrite=config.run.overwrite, resume=config.run.resume) as folder:
-        trainer = Trainer(config, source, folder)
-        with StopSignals() as signals:
-            trainer.fit(signals)
+        is_cpu = torch.device(config.run.device).type == "cpu"
+        with cpu_training(config.data.workers) if is_cpu else nullcontext() as cores:
+            trainer = Trainer(config, source, folder, worker_cores=cores and cores.workers)
+            with StopSignals() as signals:
+                trainer.fit(signals)
         if trainer.finished:
             finish.evaluate_and_report(trainer)
         else:
@@ -51,9 +55,12 @@ def pretrain(config: Config) -> Path:
 
 
 class Trainer:
-    """The state of a run and its loop."""
+    """The state of a run and its loop. worker_cores: where data workers may run; none: anywhere."""
 
-    def __init__(self, config: Config, source: Source, folder: RunFolder):
+    def __init__(
+        self, config: Config, source: Source, folder: RunFolder, *, worker_cores: Collection[int] | None = None
+    ):
+        self.worker_cores = worker_cores
         self.config, self.source, self.folder = config, source, folder
         self.horizon = horizon(config, source)
         self.impls = resolve_implementations(torch.device(config.run.device), config.run.impl)
@@ -150,6 +157,7 @@ class Trainer:
             start_step=self.step,
             workers=data.workers,
             prefetch=data.prefetch,
+            worker_cores=self.worker_cores,
         )
 
     def _step_queue(self) -> StepQueue | None:

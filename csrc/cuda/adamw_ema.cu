@@ -25,8 +25,8 @@ __device__ int tensor_of(const Batch& batch, uint32_t block) {
 
 __global__ void __launch_bounds__(threads)
     adamw_ema_kernel(const __grid_constant__ Batch batch, const Coefficients given, const Coefficients* on_device) {
+  if (on_device && on_device->found_inf != 0) return;
   const Coefficients c = on_device ? *on_device : given;
-  if (c.found_inf != 0) return;
   const int tensor = tensor_of(batch, blockIdx.x);
   const uint32_t first_block = tensor ? batch.end[tensor - 1] : 0;
   const int64_t begin = static_cast<int64_t>(blockIdx.x - first_block) * piece_size;

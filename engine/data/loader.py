@@ -1,7 +1,8 @@
 """Batches step after step, rendered here or ahead of time by worker processes."""
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -26,31 +27,42 @@ def make_loader(
     start_step: int = 0,
     workers: int = 0,
     prefetch: int = 2,
+    worker_cores: Collection[int] | None = None,
 ) -> "PillowLoader":
     """A PillowLoader of this source: the same batches, to the bit, for any number of workers."""
     pipeline = PillowPipeline(
         source, batch_size=batch_size, num_views=num_views, image_size=image_size, augment=augment, seed=seed
     )
-    return PillowLoader(pipeline, start_step=start_step, workers=workers, prefetch=prefetch)
+    return PillowLoader(pipeline, start_step=start_step, workers=workers, prefetch=prefetch, worker_cores=worker_cores)
 
 
 class PillowLoader:
     """An endless iterator of the batches of steps start_step, start_step + 1, ...; a context manager.
 
     workers: processes that render ahead (0: none, each batch is rendered when asked for). prefetch: batches
-    ahead per worker; at most workers * prefetch batches exist beside the one in use. Workers leave stopping
-    to this process: they ignore SIGINT and SIGTERM, end in `close`, and within seconds where this process
-    is gone. Raises UserError from `next` for what a step cannot do and for a worker that died.
+    ahead per worker; at most workers * prefetch batches exist beside the one in use and the one before it.
+    worker_cores: where workers may run; none: where this process may. Workers leave stopping to this process:
+    they ignore SIGINT and SIGTERM, end in `close`, and within seconds where this process is gone. Raises
+    UserError from `next` for what a step cannot do and for a worker that died.
     """
 
-    def __init__(self, pipeline: PillowPipeline, *, start_step: int = 0, workers: int = 0, prefetch: int = 2):
+    def __init__(
+        self,
+        pipeline: PillowPipeline,
+        *,
+        start_step: int = 0,
+        workers: int = 0,
+        prefetch: int = 2,
+        worker_cores: Collection[int] | None = None,
+    ):
         self.steps_per_epoch = pipeline.order.steps_per_epoch
         self._processes: list = []
         if workers == 0:
             self._batches = map(_Steps(pipeline).__getitem__, itertools.count(start_step))
         else:
-            check_shared_memory(workers * prefetch + 1, _bytes_of_a_batch(pipeline))
-            self._batches = self._start(pipeline, start_step, workers, prefetch)
+            check_shared_memory(workers * prefetch + 2, _bytes_of_a_batch(pipeline))
+            settle = functools.partial(settle_in, cores=worker_cores)
+            self._batches = self._start(pipeline, start_step, workers, prefetch, settle)
 
     def __iter__(self) -> "PillowLoader":
         return self
@@ -83,7 +95,7 @@ class PillowLoader:
             process.join()
         self._processes = []
 
-    def _start(self, pipeline: PillowPipeline, start_step: int, workers: int, prefetch: int) -> Iterator:
+    def _start(self, pipeline: PillowPipeline, start_step: int, workers: int, prefetch: int, settle) -> Iterator:
         with quiet_fork():
             loader = DataLoader(
                 _Steps(pipeline),
@@ -92,7 +104,7 @@ class PillowLoader:
                 num_workers=workers,
                 prefetch_factor=prefetch,
                 collate_fn=_as_it_is,
-                worker_init_fn=settle_in,
+                worker_init_fn=settle,
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # else starting it would draw from the global generator
             )

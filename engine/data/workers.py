@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Collection
 from multiprocessing.process import BaseProcess
 
 from misplace.engine.errors import UserError
@@ -16,8 +17,13 @@ SHARED_MEMORY = "/dev/shm"
 STOPPING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-def settle_in(_: int) -> None:
-    """In a new worker. Ctrl-C and a group's SIGTERM reach every process; the trainer alone acts on them."""
+def settle_in(_: int, cores: Collection[int] | None = None) -> None:
+    """In a new worker. Ctrl-C and a group's SIGTERM reach every process; the trainer alone acts on them.
+
+    cores: where it may run; none: where the trainer may.
+    """
+    if cores:
+        os.sched_setaffinity(0, cores)
     for number in STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)

@@ -115,7 +115,8 @@ class AdamWEMA:
         if clip is None:
             return 1.0
         if isinstance(grad_norm, Tensor):
-            return (clip / (grad_norm.double() + 1e-6)).clamp(max=1.0)
+            # a tensor by a tensor: a number by a tensor is its reciprocal times the number, rounded twice
+            return (grad_norm.new_full((), clip, dtype=torch.float64) / (grad_norm.double() + 1e-6)).clamp(max=1.0)
         return min(1.0, clip / (grad_norm + 1e-6))
 
     def state_tensors(self) -> dict[str, Tensor]:

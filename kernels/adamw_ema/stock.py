@@ -68,7 +68,7 @@ def _fused_adamw(
 
 def _divisor(grad_scale: float | Tensor, like: Tensor) -> Tensor | None:
     if isinstance(grad_scale, Tensor):
-        return grad_scale.reshape(()).to(torch.float32).reciprocal()
+        return grad_scale.reshape(()).double().reciprocal().to(torch.float32)
     return None if grad_scale == 1.0 else like.new_full((), 1 / grad_scale, dtype=torch.float32)
 
 

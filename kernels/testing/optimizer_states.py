@@ -78,8 +78,8 @@ def on_device(run=update):
     def with_tensors(tensors, gradients, **options):
         device = tensors.device
         dtypes = {"step": torch.int64, "lr": torch.float64}
-        for name in ("step", "lr", "decay_scale", "grad_scale", "momentum"):
-            value = options.get(name, 1.0)
+        for name in ("step", "lr", "decay_scale", "grad_scale", "momentum", "found_inf"):
+            value = options.get(name, 0.0 if name == "found_inf" else 1.0)
             options[name] = torch.tensor([value], dtype=dtypes.get(name, torch.float32), device=device)
         run(tensors, gradients, **options)
 

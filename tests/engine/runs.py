@@ -41,3 +41,13 @@ def tiny_config(name: str, source: str | Path, out: Path, *, pretext: dict | Non
     if pretext:
         config = dataclasses.replace(config, pretext=dataclasses.replace(config.pretext, **pretext))
     return config
+
+
+def large_batch_config(source: str | Path, out: Path) -> Config:
+    """Batches of 48 images in patches of 3, so that activations are some MB each, as in real runs."""
+    config = tiny_config("moco_v3_dilemma", source, out, precision="bf16")
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, patch_size=3),
+        data=dataclasses.replace(config.data, batch_size=NUM_IMAGES),
+    )

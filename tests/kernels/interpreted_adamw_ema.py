@@ -61,6 +61,16 @@ def moved_tensors() -> None:
     print("moved", flush=True)
 
 
+def not_finite() -> None:
+    """found_inf on the device: nothing is written, whatever the gradients are."""
+    state = make()
+    bad = [torch.full_like(g, float("nan")) for g in gradients(1)]
+    tensors = AdamWTensors(**state, weight_decay=[0.1] * len(state["parameters"]))
+    ours(tensors, bad, step=1, momentum=0.5, found_inf=torch.ones(()), **SETTINGS)
+    assert same_bits(state, make())
+    print("unwritten", flush=True)
+
+
 def frozen_tables() -> None:
     """What a CUDA graph reads is never rewritten: a later step brings its own table."""
     state, other = make(), make()
@@ -102,6 +112,7 @@ def main() -> None:
     assert same_bits(*twice)
     print("equal", flush=True)
     moved_tensors()
+    not_finite()
     frozen_tables()
     opcheck()
 

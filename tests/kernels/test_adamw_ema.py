@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from misplace.kernels import adamw_ema
-from misplace.kernels.adamw_ema import SUPPORTED, update
+from misplace.kernels.adamw_ema import SUPPORTED, AdamWTensors, update
 from misplace.kernels.testing.impls import runnable
 from misplace.kernels.testing.optimizer_states import (
     MASTERS,
@@ -162,6 +162,21 @@ def test_scalars_in_tensors(device, impl):
     for name in MASTERS:
         mine, plain, true = (flat(state[name]) for state in (tensors, numbers, exact))
         require_close(name, mine, true, [size(plain.double() - true)], factor=VALUE_FACTOR)
+
+
+@pytest.mark.parametrize("found_inf", [1.0, 7, float("nan"), True])
+@pytest.mark.parametrize("device, impl", IMPLS)
+def test_where_something_was_not_finite_nothing_changes(device, impl, found_inf):
+    """Not even where the gradients themselves are bad; as a number and as a tensor."""
+    state, before = make(device=device), make(device=device)
+    bad = [torch.full_like(g, float("inf")) for g in gradients(1, device=device)]
+    tensors = AdamWTensors(**state, weight_decay=WEIGHT_DECAY)
+    for flag in (found_inf, torch.tensor(float(found_inf), device=device)):
+        update(tensors, bad, step=1, **SETTINGS, momentum=0.5, found_inf=flag, impl=impl)
+        assert same_bits(state, before)
+    for flag in (0.0, torch.tensor([0.0], device=device)):
+        update(tensors, gradients(1, device=device), step=1, **SETTINGS, momentum=0.5, found_inf=flag, impl=impl)
+    assert not same_bits(state, before)
 
 
 @pytest.mark.parametrize("device, impl", IMPLS)

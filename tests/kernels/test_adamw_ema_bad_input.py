@@ -34,6 +34,8 @@ from misplace.kernels.testing.optimizer_states import SETTINGS
         ({"exp_avg": [torch.zeros(4, device="meta")]}, ValueError, r"exp_avg\[0\] is on meta"),
         ({"grad_scale": torch.ones(1, device="meta")}, ValueError, "grad_scale is on meta"),
         ({"grad_scale": torch.ones(2)}, ValueError, "grad_scale must have one element"),
+        ({"found_inf": torch.ones(2)}, ValueError, "found_inf must have one element"),
+        ({"found_inf": torch.tensor(True)}, TypeError, "found_inf must be torch.float32"),
     ],
 )
 def test_bad_input_is_named(change, error, message):
