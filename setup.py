@@ -27,6 +27,7 @@ EXTRAS = {
         "ninja", "pybind11",
     ],
 }  # fmt: skip
+DATA_FILES = {"engine": "report/*.*", "bench": "*.csv", "kernels.attention": "*.csv"}
 
 
 def namespace():
@@ -93,6 +94,6 @@ setup(
     package_dir=namespace(),
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    package_data={"misplace.engine": ["report/*.*"], "misplace.bench": ["*.csv"], "misplace.kernels.attention": ["*.csv"]},
+    package_data={f"misplace.{package}": [files] for package, files in DATA_FILES.items()},
     **extension(),
 )

@@ -42,10 +42,10 @@ class Shape(NamedTuple):
 
 
 CPU = [
-    Shape("small", 64, 224, 16, 0.75),
-    Shape("small", 32, 224, 16, 0.5),
-    Shape("small", 16, 224, 16, 0.0),
-    Shape("base", 16, 224, 16, 0.75),
+    Shape("small", 32, 224, 16, 0.75),
+    Shape("small", 16, 224, 16, 0.5),
+    Shape("small", 8, 224, 16, 0.0),
+    Shape("base", 8, 224, 16, 0.75),
 ]
 CUDA = [*(shape._replace(batch=1024) for shape in CPU), CPU[0]]  # the last is bound by launches
 TINY = [Shape("nano", 4, 24, 6, 0.5)]
