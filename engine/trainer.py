@@ -13,28 +13,24 @@ from .auroc import auroc
 from .captured_step import why_not_captured
 from .checkpoint import latest, load, save
 from .clock import TrainingClock
-from .collapse import ChanceDetector, CollapseDetector
-from .config import Config, first_difference, to_plain
+from .config import Config, to_plain
 from .cpu_training import cpu_training
 from .data import Batch, PillowLoader, Quarantine, Source, make_loader, open_source
-from .errors import UserError
 from .evaluation import KnnTask, patch_mean
 from .implementations import AttentionSize, implementation_names, resolve_implementations
 from .meter import Meter
 from .method import DTYPES, build_method, build_optimizer, encoder_arguments
 from .metrics_log import MetricsLog
 from .non_finite import stop_with_capture
-from .pretexts import DilemmaConfig
 from .progress import ProgressDisplay, print_implementations
 from .resolve import horizon, resolve
 from .run_folder import RunFolder
+from .same_run import refuse_other_config
 from .signals import StopSignals
 from .state import load_state, state_tensors
 from .step import NonFiniteError, StepResult, training_step
 from .step_queue import InFlight, StepQueue
-
-# What may differ between a run and its resumption without changing a single bit of its result.
-FREE_TO_CHANGE = ("out", "resume", "overwrite", "log_every", "keep", "knn_every", "report", "cuda_graph")
+from .watches import watches
 
 
 def pretrain(config: Config) -> Path:
@@ -84,7 +80,7 @@ class Trainer:
     def fit(self, signals: StopSignals) -> None:
         """Steps until the horizon or a signal; saves at the end of either."""
         self.meter = Meter(self.config.data.batch_size)
-        self._watch = self._detectors()
+        self._watches = watches(self.config, self.method.framework)
         self._knn_mark = int(self.progress / self.config.run.knn_every) if self.config.run.knn_every else 0
         with (
             self._loader() as loader,  # first: it forks its workers, and TensorBoard starts threads
@@ -118,10 +114,10 @@ class Trainer:
         plain = to_plain(self.config)
         path = latest(self.folder.checkpoints) if self.folder.resumed else None
         if self.folder.resumed:
-            _refuse_other_config(self.folder.read_config(), plain, self.folder.path)
+            refuse_other_config(self.folder.read_config(), plain, self.folder.path)
         if path is not None:
             checkpoint = load(path)
-            _refuse_other_config(checkpoint.state["config"], plain, path)
+            refuse_other_config(checkpoint.state["config"], plain, path)
             load_state(checkpoint, self.method, self.optimizer)
             self.step, self.clock = checkpoint.step, TrainingClock(checkpoint.state["seconds"])
         self.folder.write_config(plain)
@@ -204,7 +200,7 @@ class Trainer:
             flight = self.in_flight.popleft()
             result = self._result(flight)
             self.meter.count_step()
-            for watch in self._watch:
+            for watch in self._watches:
                 if notice := watch(flight.step + 1, result):
                     self.display.message(notice)
             is_last = not self.in_flight
@@ -273,25 +269,3 @@ class Trainer:
     def online_task(self) -> KnnTask:
         """A small fixed part of the data, for k-NN on the way."""
         return KnnTask(self.config.data.source, self.config.model.image_size, num_train=2000, num_test=1000)
-
-    def _detectors(self) -> list:
-        """Functions of a step's number and result that say, once, what has gone wrong with the learning."""
-        signature = self.method.framework.collapse_loss(self.config.data.batch_size)
-        collapse = CollapseDetector("the framework loss", signature, grace=100)
-        watches = [lambda step, result: collapse.update(step, result.framework_loss)]
-        if isinstance(self.config.pretext, DilemmaConfig):
-            chance = ChanceDetector(self.config.pretext.wrong_rate, grace=200)
-            watches.append(lambda n, r: chance.update(n, r.terms["bce"]) if "bce" in r.terms else None)
-        return watches
-
-
-def _refuse_other_config(before: dict, now: dict, where: Path) -> None:
-    """A resumed run is the same run: anything that would change its result is a UserError."""
-    before, now = (
-        {**plain, "run": {k: v for k, v in plain["run"].items() if k not in FREE_TO_CHANGE}} for plain in (before, now)
-    )
-    if difference := first_difference(before, now):
-        raise UserError(
-            f"{where}: is of another configuration, {difference}; resume with the run's own options, "
-            "or give another --out"
-        )

@@ -1,13 +1,14 @@
 """A run whose results are read a step late: the same run, and a bad step is found with all that it saw."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 
-from misplace.engine import step_queue
+from misplace.engine import captured_step, step_queue
 from misplace.engine.capture import read_capture
-from misplace.engine.captured_step import why_not_captured
+from misplace.engine.captured_step import EAGER_STEPS, CapturedStep, why_not_captured
 from misplace.engine.checkpoint import latest, load
 from misplace.engine.data import make_loader, open_source
 from misplace.engine.errors import UserError
@@ -154,3 +155,48 @@ def test_waiting_that_work_hides_is_not_counted():
             now[0] += 1.0
     now[0] += 2.0
     assert meter.read()["data_wait"] == 0.25
+
+
+class FakeGraphs:
+    """torch.cuda's part of a capture, which only notes what it is asked for."""
+
+    def __init__(self, monkeypatch):
+        self.events, graphs = [], self
+
+        class CUDAGraph:
+            def replay(self):
+                graphs.events.append("replay")
+
+        @contextlib.contextmanager
+        def graph(_, **options):
+            assert options["stream"] == "the stream of the steps"
+            graphs.events.append("begin")
+            yield
+            graphs.events.append("end")
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream of the steps")
+
+
+def test_a_step_is_captured_once_after_eager_ones_and_then_replayed(monkeypatch):
+    graphs = FakeGraphs(monkeypatch)
+    monkeypatch.setattr(captured_step, "device_step", lambda *given: graphs.events.append(given) or len(given))
+    arguments = ("method", "optimizer", "input", "found_inf")
+    step = CapturedStep(*arguments)
+    assert [step() for _ in range(EAGER_STEPS + 3)] == [4] * (EAGER_STEPS + 3)
+    captured = ["begin", arguments, "end", "replay", "replay", "replay"]
+    assert graphs.events == [arguments] * EAGER_STEPS + captured
+
+
+def test_a_capture_that_fails_says_how_to_go_on(monkeypatch):
+    FakeGraphs(monkeypatch)
+    step = CapturedStep("method", "optimizer", "input", "found_inf")
+    step._eager_steps = EAGER_STEPS
+
+    def reading(*_):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
+
+    monkeypatch.setattr(captured_step, "device_step", reading)
+    with pytest.raises(UserError, match=r"cannot be captured \(CUDA error: .* capturing\); .*--run.no-cuda-graph"):
+        step()
