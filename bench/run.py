@@ -9,6 +9,7 @@ import torch
 from tyro.conf import Positional, arg
 
 from misplace.engine.commands.parsing import parse
+from misplace.engine.cpu_training import keep_freed_memory
 from misplace.engine.errors import UserError
 from misplace.kernels import Impl
 from misplace.kernels.impl import why_unavailable
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> int:
     _check_names(options, cases)
     for target in filter(None, (options.json, options.csv)):
         results.check_target(target)
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does, for both sides: else they are charged for new pages in every call
     with timing.pinned_threads(options.threads) as threads:
         _say_where(device, threads)
         complete = _measure_all(cases, options, device)
