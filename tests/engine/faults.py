@@ -17,7 +17,7 @@ from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.step import training_step
 
-STEPS = 4
+STEPS = 2
 
 
 def stepper(config):
