@@ -29,7 +29,7 @@ demo: $(STAMP)
 
 test: lint
 	@$(BIN)/python -m misplace.bench.build_info
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

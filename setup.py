@@ -23,8 +23,8 @@ REQUIRES = [
 EXTRAS = {
     "gpu": ["xformers>=0.0.35", "nvidia-dali-cuda130>=2.4; sys_platform == 'linux'"],
     "test": [
-        "pytest", "pytest-xdist", "hypothesis", "scikit-learn", "timm", "torchvision", "ruff", "import-linter",
-        "ninja", "pybind11",
+        "pytest", "pytest-xdist", "pytest-timeout", "pytest-instafail", "hypothesis", "scikit-learn", "timm",
+        "torchvision", "ruff", "import-linter", "ninja", "pybind11",
     ],
 }  # fmt: skip
 DATA_FILES = {"engine": "report/*.*", "bench": "*.csv", "kernels.attention": "*.csv"}

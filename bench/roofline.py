@@ -8,6 +8,8 @@ import torch
 TRAFFIC_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}  # past every cache
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 REPEATS = 8
+# least bytes of a transformer block's activations per channel and token in bf16, epilogues fused
+BLOCK_BYTES = {"forward+backward": 168, "forward": 56}
 
 
 def floor_ms(bytes_moved: int, operations: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -123,3 +123,23 @@ def choose(
         have = ", ".join(offered)
         raise ImplUnavailableError(f"{op}: has no impl={wanted.value} on {device.type}; it has {have}")
     return wanted
+
+
+def choose_for_dtype(
+    op: str,
+    impl: Impl | str,
+    tensor: torch.Tensor,
+    supported: dict[str, tuple[Impl, ...]],
+    dtypes: dict[Impl, tuple[torch.dtype, ...]],
+) -> Impl:
+    """choose, where some implementations take few dtypes: "auto" passes over those, a name for one is a TypeError.
+
+    dtypes: what they take; an implementation that is not named there takes every dtype.
+    """
+    for limited, taken in dtypes.items():
+        if impl == limited and tensor.dtype not in taken:
+            known = ", ".join(map(str, taken))
+            raise TypeError(f"{op}: impl={limited.value} takes {known}, not {tensor.dtype}")
+    offered = supported.get(tensor.device.type, ())
+    fitting = tuple(each for each in offered if tensor.dtype in dtypes.get(each, (tensor.dtype,)))
+    return choose(op, impl, tensor.device, {tensor.device.type: fitting})

@@ -30,7 +30,7 @@ class Environment(NamedTuple):
     def run(self, code: str) -> str:
         """What a program prints, started in / with this environment's Python."""
         command = [self.folder / "bin" / "python", "-c", code]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
@@ -62,7 +62,7 @@ def fresh_environment(folder: Path, pip_arguments: list[str], path: str) -> Envi
     command = [folder / "bin" / "python", "-m", "pip", "install", "-v", "--no-deps", "--no-build-isolation"]
     variables = {**os.environ, "PATH": path, "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(
-        [*command, *pip_arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300
+        [*command, *pip_arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return Environment(folder, site, done.stdout + done.stderr)

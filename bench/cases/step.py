@@ -20,11 +20,10 @@ from misplace.kernels.testing.tolerance import GRADIENT_FACTOR, size
 from ..peers.step import timm_step, torch_operators
 from ..peers.timm_trunk import FORMS, normalised
 from ..registry import Case, Check, Thunk
+from ..roofline import BLOCK_BYTES
 
 PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
 NUM_BATCHES = 2
-# bytes of activations per channel, token and layer in bf16, epilogues fused: forward + backward, forward alone
-STUDENT_BYTES, TEACHER_BYTES = 168, 56
 # model, images, image size, patch size, drop rate
 FULL = [("small", 16, 224, 16, 0.75), ("small", 16, 224, 16, 0.5), ("nano", 128, 32, 4, 0.75)]
 TINY = [("nano", 8, 24, 6, 0.75)]
@@ -130,8 +129,9 @@ def _work(model: str, images: int, side: int, patch: int, drop: float) -> dict[s
         return tokens * (24 * width**2 + 4 * tokens * width)
 
     per_layer = 2 * images * depth  # two views of every image
+    there_and_back, forward = BLOCK_BYTES["forward+backward"], BLOCK_BYTES["forward"]
     return {
-        "bytes_moved": per_layer * width * (STUDENT_BYTES * student + TEACHER_BYTES * teacher),
+        "bytes_moved": per_layer * width * (there_and_back * student + forward * teacher),
         "operations": per_layer * (3 * operations(student) + operations(teacher)),
     }
 

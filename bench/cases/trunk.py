@@ -13,11 +13,10 @@ from misplace.kernels.testing.tolerance import GRADIENT_FACTOR, size
 
 from ..peers.timm_trunk import FORMS, TimmTrunk, normalised, with_form
 from ..registry import Case, Check, Thunk
+from ..roofline import BLOCK_BYTES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CHECKED = 2  # images of the gate
-# bytes of activations per channel, token and layer in bf16, epilogues fused: forward + backward, forward alone
-BYTES = {"forward+backward": 168, "forward": 56}
 
 
 class Shape(NamedTuple):
@@ -157,7 +156,7 @@ def _case(shape: Shape, mode: str) -> Case:
         ours=_ours,
         peers={"eager": partial(_timm, form="eager-sdpa"), **{form: partial(_timm, form=form) for form in FORMS}},
         check=_check,
-        bytes_moved=tokens * width * BYTES[mode],
+        bytes_moved=tokens * width * BLOCK_BYTES[mode],
         operations=tokens * per_token * (3 if mode == "forward+backward" else 1),
     )
 

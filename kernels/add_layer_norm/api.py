@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import require_device, require_dims, require_dtype, require_floating, require_shape
-from ..impl import Impl, choose
+from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
@@ -40,17 +40,9 @@ def add_layer_norm(
         _require_overwritable(x, branch, weight, bias)
     if branch_scale is not None:
         branch_scale = branch_scale.detach()
-    return _implementation(_choose(impl, x))(x, branch, weight, bias, eps, branch_scale, inplace)
-
-
-def _choose(impl: Impl | str, x: Tensor) -> Impl:
-    for fused, dtypes in FUSED_DTYPES.items():
-        if impl == fused and x.dtype not in dtypes:
-            known = ", ".join(map(str, dtypes))
-            raise TypeError(f"add_layer_norm: impl={fused.value} takes {known}, not {x.dtype}")
-    offered = SUPPORTED.get(x.device.type, ())
-    fitting = tuple(each for each in offered if x.dtype in FUSED_DTYPES.get(each, (x.dtype,)))
-    return choose("add_layer_norm", impl, x.device, {x.device.type: fitting})
+    return _implementation(choose_for_dtype("add_layer_norm", impl, x, SUPPORTED, FUSED_DTYPES))(
+        x, branch, weight, bias, eps, branch_scale, inplace
+    )
 
 
 def _implementation(chosen: Impl):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import require_device, require_floating, require_shape
-from ..impl import Impl, choose
+from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
@@ -34,17 +34,7 @@ def gelu(
         if x.dim() == 0 or x.shape[-1] == 0:
             raise ValueError(f"gelu: x must be [..., D] with D >= 1 for a bias, not {list(x.shape)}")
         require_shape("gelu", "bias", bias, x.shape[-1:], "[D]")
-    return _implementation(_choose(impl, x))(x, bias)
-
-
-def _choose(impl: Impl | str, x: Tensor) -> Impl:
-    for fused, dtypes in FUSED_DTYPES.items():
-        if impl == fused and x.dtype not in dtypes:
-            known = ", ".join(map(str, dtypes))
-            raise TypeError(f"gelu: impl={fused.value} takes {known}, not {x.dtype}")
-    offered = SUPPORTED.get(x.device.type, ())
-    fitting = tuple(each for each in offered if x.dtype in FUSED_DTYPES.get(each, (x.dtype,)))
-    return choose("gelu", impl, x.device, {x.device.type: fitting})
+    return _implementation(choose_for_dtype("gelu", impl, x, SUPPORTED, FUSED_DTYPES))(x, bias)
 
 
 def _implementation(chosen: Impl):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import require_device, require_floating, require_shape
-from ..impl import Impl, choose
+from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
@@ -37,17 +37,7 @@ def layer_norm(
     require_shape("layer_norm", "bias", bias, x.shape[-1:], "[D]")
     require_floating("layer_norm", x=x, weight=weight, bias=bias)
     require_device("layer_norm", x.device, weight=weight, bias=bias)
-    return _implementation(_choose(impl, x))(x, weight, bias, eps)
-
-
-def _choose(impl: Impl | str, x: Tensor) -> Impl:
-    for fused, dtypes in FUSED_DTYPES.items():
-        if impl == fused and x.dtype not in dtypes:
-            known = ", ".join(map(str, dtypes))
-            raise TypeError(f"layer_norm: impl={fused.value} takes {known}, not {x.dtype}")
-    offered = SUPPORTED.get(x.device.type, ())
-    fitting = tuple(each for each in offered if x.dtype in FUSED_DTYPES.get(each, (x.dtype,)))
-    return choose("layer_norm", impl, x.device, {x.device.type: fitting})
+    return _implementation(choose_for_dtype("layer_norm", impl, x, SUPPORTED, FUSED_DTYPES))(x, weight, bias, eps)
 
 
 def _implementation(chosen: Impl):

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from ..checks import require_device, require_dims, require_dtype, require_floating, require_shape
-from ..impl import Impl, choose
+from ..impl import Impl, choose_for_dtype
 from . import onednn, reference, stock
 
 SUPPORTED = {"cpu": (Impl.ONEDNN, Impl.TORCH, Impl.REFERENCE), "cuda": (Impl.TORCH, Impl.REFERENCE)}
-OTHER_DTYPES = SUPPORTED | {"cpu": (Impl.TORCH, Impl.REFERENCE)}  # than those of oneDNN
 RUN = {Impl.ONEDNN: onednn.linear, Impl.TORCH: stock.linear, Impl.REFERENCE: reference.linear}
 
 
@@ -42,11 +41,7 @@ def linear(
 
 
 def _choose(impl: Impl | str, x: Tensor) -> Impl:
-    if x.dtype in onednn.DTYPES:
-        return choose("linear", impl, x.device, SUPPORTED)
-    if impl == Impl.ONEDNN:
-        raise TypeError(f"linear: impl=onednn takes torch.float32 or torch.bfloat16, not {x.dtype}")
-    return choose("linear", impl, x.device, OTHER_DTYPES)
+    return choose_for_dtype("linear", impl, x, SUPPORTED, {Impl.ONEDNN: onednn.DTYPES})
 
 
 def pack_weight(weight: Tensor, rows: int, *, impl: Impl | str = "auto") -> Tensor | None:

@@ -151,7 +151,7 @@ def test_waiting_that_work_hides_is_not_counted():
     now = [0.0]
     meter = Meter(8, now=lambda: now[0])
     for hidden in (False, True):
-        with meter.waiting(hidden=lambda: hidden):  # noqa: B023
+        with meter.waiting(hidden=lambda hidden=hidden: hidden):
             now[0] += 1.0
     now[0] += 2.0
     assert meter.read()["data_wait"] == 0.25
