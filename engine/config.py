@@ -48,12 +48,12 @@ class DataConfig:
     """An image folder, `fashion-mnist` or `poses`."""
     batch_size: int = 256
     """Images per step, all devices together."""
-    pipeline: Literal["pillow"] = "pillow"
-    """Who decodes and augments."""
+    pipeline: Literal["auto", "dali", "pillow"] = "auto"
+    """Who decodes and augments; auto: DALI where it is installed."""
     workers: int | None = None
-    """Data worker processes; none: from the cores."""
+    """Threads of DALI or worker processes of Pillow; none: from the cores."""
     prefetch: int = 4
-    """Batches that a worker prepares ahead."""
+    """Batches ready ahead, of each worker process of Pillow."""
     max_bad_share: float = 0.001
     """Share of the source's images that may be unreadable before the run stops."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -9,20 +9,22 @@ import torch
 
 from .clock import Horizon, parse_duration
 from .config import Config
-from .data import Source
+from .data import Source, choose_pipeline
 from .errors import UserError
 from .models import MODEL_SIZES
 from .pretexts import DilemmaConfig
 
 
 def resolve(config: Config, source: Source) -> Config:
-    """`config` with image and patch size, workers, device and run folder decided; UserError where they clash."""
+    """`config` with its sizes, data pipeline, workers, device and folder decided; UserError where they clash."""
     model = dataclasses.replace(
         config.model,
         image_size=config.model.image_size or source.image_size,
         patch_size=config.model.patch_size or source.patch_size,
     )
     _check_grid(model.image_size, model.patch_size)
+    if config.data.augment.local_views:
+        _check_grid(config.data.augment.local_size, model.patch_size)
     _check_heads(model.name, model.num_heads)
     workers = config.data.workers
     if workers is None:
@@ -32,7 +34,8 @@ def resolve(config: Config, source: Source) -> Config:
         device=str(choose_device(config.run.device)),
         out=config.run.out or next_run_folder(Path("runs"), config.recipe),
     )
-    resolved = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, workers=workers), run=run)
+    data = dataclasses.replace(config.data, workers=workers, pipeline=choose_pipeline(config.data.pipeline))
+    resolved = dataclasses.replace(config, model=model, data=data, run=run)
     _check_kept(resolved)
     if len(source) < config.data.batch_size:
         raise UserError(

@@ -1,7 +1,8 @@
 """A step's input on its way to the device while the step before it runs.
 
-Two places take turns. A batch is copied into the page-locked memory of one, from there to the device by a stream
-that does nothing else, and its plan is drawn on that stream too. The stream of the steps then moves it, within the
+Two places take turns. What of a batch is on the host is copied into the page-locked memory of one, from there to the
+device by a stream that does nothing else; what is on the device already goes there at once. Its plan is drawn on that
+stream too. The stream of the steps then moves it, within the
 device's memory, to where every step reads, the one address that a captured graph knows.
 """
 
@@ -21,10 +22,10 @@ class _Place:
 
     def __init__(self, batch: Batch, plan: TokenPlan, device: torch.device, backend):
         is_cuda = device.type == "cuda"
-        host = [*batch.views, batch.index]
-        self.host = [torch.empty_like(tensor, pin_memory=is_cuda) for tensor in host]
+        tensors = [*batch.views, batch.index]
+        self.host = [None if t.is_cuda else torch.empty_like(t, pin_memory=is_cuda) for t in tensors]
         self.numbers = torch.empty(len(NUMBERS), dtype=torch.float64, pin_memory=is_cuda)
-        self.device = [torch.empty_like(tensor, device=device) for tensor in host]
+        self.device = [torch.empty_like(tensor, device=device) for tensor in tensors]
         self.plan = TokenPlan(*map(torch.empty_like, plan))
         self.copied, self.taken = backend.Event(), backend.Event()
 
@@ -50,10 +51,11 @@ class InputQueue:
         place = self._places.pop(0)
         self._places.append(place)
         place.taken.synchronize()  # of two steps ago
-        _copy(place.host, [*batch.views, batch.index])
+        tensors = [*batch.views, batch.index]
+        staged = [tensor if here is None else here.copy_(tensor) for here, tensor in zip(place.host, tensors)]
         place.numbers.copy_(torch.tensor(numbers, dtype=torch.float64))
         with self._backend.stream(self._stream):
-            _copy(place.device, place.host)
+            _copy(place.device, staged)
             *views, index = place.device
             _copy(place.plan, student_plan(self._method, batch._replace(views=tuple(views), index=index), self._seed))
             place.copied.record(self._stream)

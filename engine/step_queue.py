@@ -82,6 +82,10 @@ class StepQueue:
             CapturedStep(*arguments) if self._captured else lambda: device_step(*arguments)
         )
 
+    def join(self) -> None:
+        """The current stream goes on after every step that was launched; the host does not wait."""
+        self._backend.current_stream(self._device).wait_stream(self._stream)
+
     def synchronize(self) -> None:
         """Waits until every step that was launched is over: from here on the default stream sees its state."""
         if self._device.type == "cuda":

@@ -15,7 +15,7 @@ from .checkpoint import latest, load, save
 from .clock import TrainingClock
 from .config import Config, to_plain
 from .cpu_training import cpu_training
-from .data import Batch, PillowLoader, Quarantine, Source, make_loader, open_source
+from .data import Batch, Loader, Quarantine, Source, make_loader, open_source
 from .evaluation import KnnTask, patch_mean
 from .implementations import AttentionSize, implementation_names, resolve_implementations
 from .meter import Meter
@@ -83,7 +83,7 @@ class Trainer:
         self._watches = watches(self.config, self.method.framework)
         self._knn_mark = int(self.progress / self.config.run.knn_every) if self.config.run.knn_every else 0
         with (
-            self._loader() as loader,  # first: it forks its workers, and TensorBoard starts threads
+            self._loader() as loader,  # first: Pillow's forks its workers, and TensorBoard starts threads
             self._open_log() as self.log,
             ProgressDisplay(self.horizon) as self.display,
         ):
@@ -141,7 +141,7 @@ class Trainer:
         resume_step = self.step if self.folder.resumed else None
         return MetricsLog(self.folder.metrics, tensorboard=self.folder.tensorboard, resume_step=resume_step)
 
-    def _loader(self) -> PillowLoader:
+    def _loader(self) -> Loader:
         data = self.config.data
         return make_loader(
             self.source,
@@ -154,6 +154,8 @@ class Trainer:
             workers=data.workers,
             prefetch=data.prefetch,
             worker_cores=self.worker_cores,
+            pipeline=data.pipeline,
+            device=torch.device(self.config.run.device),
         )
 
     def _step_queue(self) -> StepQueue | None:
@@ -166,7 +168,7 @@ class Trainer:
             print(f"no CUDA graph: {reason}", flush=True)
         return StepQueue(self.method, self.optimizer, self.config, captured=run.cuda_graph and not reason)
 
-    def _batches(self, loader: PillowLoader) -> Iterator[Batch]:
+    def _batches(self, loader: Loader) -> Iterator[Batch]:
         quarantine = Quarantine(self.folder.quarantine, len(self.source), self.config.data.max_bad_share)
         for batch in loader:
             quarantine.add(batch.failures)

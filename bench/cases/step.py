@@ -2,27 +2,27 @@
 
 import copy
 import dataclasses
-import itertools
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from misplace.engine.captured_step import why_not_captured
 from misplace.engine.config import Config
 from misplace.engine.data import Batch
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import Method, build_method, build_optimizer
 from misplace.engine.models import MODEL_SIZES
 from misplace.engine.recipes import recipe
-from misplace.engine.step import compute_losses, training_step
+from misplace.engine.step import compute_losses
 from misplace.kernels.testing.tolerance import GRADIENT_FACTOR, size
 
+from ..next_step import next_step
 from ..peers.step import timm_step, torch_operators
 from ..peers.timm_trunk import FORMS, normalised
 from ..registry import Case, Check, Thunk
 from ..roofline import BLOCK_BYTES
 
-PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
 NUM_BATCHES = 2
 # model, images, image size, patch size, drop rate
 FULL = [("small", 16, 224, 16, 0.75), ("small", 16, 224, 16, 0.5), ("nano", 128, 32, 4, 0.75)]
@@ -38,7 +38,7 @@ class RandomImages:
 
 
 class Inputs:
-    """A configuration, and batches of random views."""
+    """A configuration, and batches of random views on the host."""
 
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
@@ -51,7 +51,7 @@ class Inputs:
                 index=torch.arange(images) + images * i,
                 epoch=0,
                 failures=(),
-            ).to(device)
+            )
             for i in range(NUM_BATCHES)
         ]
 
@@ -77,13 +77,13 @@ def _inputs(model: str, images: int, side: int, patch: int, drop: float, device:
 
 def _ours(inputs: Inputs, impl: str) -> Thunk:
     method, config, impls = inputs.method(impl)
-    optimizer, batches = build_optimizer(method, config, impls), itertools.cycle(inputs.batches)
+    optimizer = build_optimizer(method, config, impls)
+    captured = why_not_captured(impls, inputs.device) is None and impl != "torch"
+    train = next_step(method, optimizer, config, inputs.batches, captured=captured)
 
     def step() -> list[Tensor]:
-        result = training_step(
-            method, optimizer, next(batches), config, progress=PROGRESS, next_progress=lambda: PROGRESS
-        )
-        return [torch.tensor(result.loss)]
+        result = train()
+        return [] if result is None else [torch.tensor(result.loss)]
 
     return step
 
@@ -91,7 +91,7 @@ def _ours(inputs: Inputs, impl: str) -> Thunk:
 def _timm(inputs: Inputs, form: str) -> Thunk:
     """Pixels come normalised, at no cost to the peer."""
     config, mean, std = inputs.config, RandomImages.mean, RandomImages.std
-    batches = [normalised(torch.cat(batch.views), mean, std) for batch in inputs.batches]
+    batches = [normalised(torch.cat(batch.views).to(inputs.device), mean, std) for batch in inputs.batches]
     lr = config.optim.base_lr * config.data.batch_size / 256
     return timm_step(config, form, batches, lr, inputs.device)
 
@@ -108,7 +108,7 @@ def _dense(inputs: Inputs) -> Thunk:
 def _gradients(inputs: Inputs, impl: str, precision: str) -> Tensor:
     """Of every trained parameter at the initial weights, as one fp64 vector."""
     method, config, _ = inputs.method(impl, precision)
-    compute_losses(method, inputs.batches[0], config.run.seed).total.backward()
+    compute_losses(method, inputs.batches[0].to(inputs.device), config.run.seed).total.backward()
     return torch.cat([p.grad.flatten().double() for p in method.parameters() if p.requires_grad])
 
 

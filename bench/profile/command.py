@@ -16,6 +16,7 @@ from tyro.conf import arg
 from misplace.engine import config as engine_config
 from misplace.engine.commands.parsing import parse
 from misplace.engine.commands.pretrain import named_model
+from misplace.engine.cpu_training import keep_freed_memory
 from misplace.engine.errors import UserError
 from misplace.engine.method import DTYPES
 from misplace.engine.recipes import RECIPES, recipe
@@ -110,6 +111,8 @@ def main(argv: list[str]) -> int:
 def take(config: Config, folder: Path) -> tuple[dict, list[Row]]:
     """The profile as plain values, and its rows."""
     session = Session(config)
+    if session.device.type == "cpu":
+        keep_freed_memory()  # as training does
     own = config.profile
     for _ in session.timed_steps(own.warm_up):
         pass

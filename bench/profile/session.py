@@ -11,12 +11,11 @@ from misplace.engine.data import Batch, make_loader, open_source
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.resolve import resolve
-from misplace.engine.step import training_step
 
 from ..memory import peak_bytes
+from ..next_step import next_step
 
 NUM_BATCHES = 3
-PROGRESS = 0.5  # of the run: the learning rate and the momentum of its middle
 
 
 class Session:
@@ -29,7 +28,8 @@ class Session:
         self.impls = resolve_implementations(self.device, config.run.impl)
         self.method = build_method(config, source, self.impls)
         self.optimizer = build_optimizer(self.method, config, self.impls)
-        self.batches = itertools.cycle(self._load(source))
+        # no CUDA graph: the profiler would not know which op a kernel of it belongs to
+        self._train = next_step(self.method, self.optimizer, config, self._load(source), captured=False)
 
     def _load(self, source) -> list[Batch]:
         data = self.config.data
@@ -42,19 +42,13 @@ class Session:
             seed=self.config.run.seed,
             workers=data.workers,
             prefetch=data.prefetch,
+            pipeline=data.pipeline,
         )
         with loader:
-            return [batch.to(self.device) for batch in itertools.islice(loader, NUM_BATCHES)]
+            return list(itertools.islice(loader, NUM_BATCHES))
 
     def step(self) -> None:
-        training_step(
-            self.method,
-            self.optimizer,
-            next(self.batches),
-            self.config,
-            progress=PROGRESS,
-            next_progress=lambda: PROGRESS,
-        )
+        self._train()
 
     def timed_steps(self, count: int) -> Iterator[float]:
         """Milliseconds of each of `count` steps."""

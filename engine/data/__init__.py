@@ -3,9 +3,9 @@
 from .augmentation import AugmentConfig, ViewParameters, draw_view_parameters
 from .batch import Batch, Failure
 from .evaluation import load_eval
-from .loader import PillowLoader, make_loader
 from .order import BatchOrder, SampleOrder
 from .pillow import PillowPipeline, render_view
+from .pipelines import Loader, choose_pipeline, make_loader
 from .quarantine import Quarantine
 from .sources import Source, open_evaluation, open_source
 from .verify import Verification, verify
@@ -15,13 +15,14 @@ __all__ = [
     "Batch",
     "BatchOrder",
     "Failure",
-    "PillowLoader",
+    "Loader",
     "PillowPipeline",
     "Quarantine",
     "SampleOrder",
     "Source",
     "Verification",
     "ViewParameters",
+    "choose_pipeline",
     "draw_view_parameters",
     "load_eval",
     "make_loader",

@@ -56,10 +56,19 @@ class AugmentConfig:
     """Values from here on are inverted."""
     flip_p: float = 0.5
     """Probability of a horizontal flip."""
+    local_views: int = 0
+    """Small views beside the others, as in DINO's multi-crop."""
+    local_size: int = 96
+    """Side of a small view, pixels."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Share of the image's area, small views."""
+    local_blur_p: float = 0.5
+    """Probability of Gaussian blur, small views."""
 
     def __post_init__(self):
         for name, low, high in (
             ("crop_scale", 0.0, 1.0),
+            ("local_scale", 0.0, 1.0),
             ("crop_ratio", 0.0, 100.0),
             ("blur_sigma", 0.0, 100.0),
         ):
@@ -76,12 +85,31 @@ class AugmentConfig:
                 raise UserError(f"augment: {name} {getattr(self, name)}: must be 0 to {high}")
         if not 0 <= self.solarize_threshold <= NO_SOLARIZE:
             raise UserError(f"augment: solarize_threshold {self.solarize_threshold}: must be 0 to 256")
+        if self.local_views < 0 or self.local_size < 1:
+            raise UserError(
+                f"augment: {self.local_views} local views of {self.local_size} pixels: not a number of each"
+            )
 
-    def check_views(self, num_views: int) -> None:
-        """UserError where a per-view probability is missing."""
+    def view_kinds(self, num_views: int, image_size: int) -> tuple["ViewKind", ...]:
+        """What each view is drawn as: num_views of image_size pixels, then the local ones.
+
+        UserError where a per-view probability is missing.
+        """
         for name in ("blur_p", "solarize_p"):
             if len(getattr(self, name)) < num_views:
                 raise UserError(f"augment: {name} needs {num_views} values, one per view")
+        large = [ViewKind(image_size, self.crop_scale, self.blur_p[v], self.solarize_p[v]) for v in range(num_views)]
+        local = ViewKind(self.local_size, self.local_scale, self.local_blur_p, 0.0)
+        return (*large, *[local] * self.local_views)
+
+
+class ViewKind(NamedTuple):
+    """size: pixels of a side; crop_scale: the crop's share of the image's area; probabilities of blur, solarisation."""
+
+    size: int
+    crop_scale: tuple[float, float]
+    blur_p: float
+    solarize_p: float
 
 
 class ViewParameters(NamedTuple):
@@ -102,10 +130,18 @@ class ViewParameters(NamedTuple):
         return [ViewParameters(*row) for row in zip(*(field.tolist() for field in self))]
 
 
+def draw_views(
+    index: Tensor, sizes: Tensor, config: AugmentConfig, kinds: tuple[ViewKind, ...], seed: int, epoch: int
+) -> list[ViewParameters]:
+    """The parameters of every view; arguments as draw_view_parameters."""
+    return [draw_view_parameters(index, sizes, config, kind, seed, epoch, view) for view, kind in enumerate(kinds)]
+
+
 def draw_view_parameters(
     index: Tensor,  # int64 [B], global sample indices
     sizes: Tensor,  # [B, 2], height and width of each image in pixels
     config: AugmentConfig,
+    kind: ViewKind,
     seed: int,
     epoch: int,
     view: int,
@@ -120,15 +156,13 @@ def draw_view_parameters(
     jittered = jitter < config.jitter_p
     low, high = config.blur_sigma
     return ViewParameters(
-        box=random_boxes(numbers[:, :ATTEMPTS], sizes, config.crop_scale, config.crop_ratio),
+        box=random_boxes(numbers[:, :ATTEMPTS], sizes, kind.crop_scale, config.crop_ratio),
         brightness=(1 + config.brightness * (2 * brightness - 1)).where(jittered, 1.0),
         contrast=(1 + config.contrast * (2 * contrast - 1)).where(jittered, 1.0),
         saturation=(1 + config.saturation * (2 * saturation - 1)).where(jittered, 1.0),
         hue=(config.hue * (2 * hue - 1)).where(jittered, 0.0),
         grayscale=grayscale < config.grayscale_p,
-        blur_sigma=(low + (high - low) * sigma).where(blur < config.blur_p[view], 0.0),
-        solarize=torch.full_like(index, config.solarize_threshold).where(
-            solarize < config.solarize_p[view], NO_SOLARIZE
-        ),
+        blur_sigma=(low + (high - low) * sigma).where(blur < kind.blur_p, 0.0),
+        solarize=torch.full_like(index, config.solarize_threshold).where(solarize < kind.solarize_p, NO_SOLARIZE),
         flip=flip < config.flip_p,
     )

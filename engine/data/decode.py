@@ -26,15 +26,19 @@ class DecodeError(Exception):
 
 def open_sample(source: Source, index: int) -> Image.Image:
     """Read one sample and check its header; nothing is decoded. Raises DecodeError."""
+    return open_image(read_sample(source, index))
+
+
+def read_sample(source: Source, index: int) -> bytes | np.ndarray:
+    """What source.read gives. Raises DecodeError where that raises OSError."""
     try:
-        data = source.read(index)
+        return source.read(index)
     except FileNotFoundError:
         raise DecodeError("the file is gone") from None
     except PermissionError:
         raise DecodeError("permission denied") from None
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror}") from None
-    return open_image(data)
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
@@ -60,9 +64,14 @@ def open_image(data: bytes | np.ndarray) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
         raise DecodeError(f"no pixels: {width} x {height}")
+    check_size(width, height)
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """DecodeError above MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise DecodeError(f"too large: {width} x {height} pixels, above the cap of {MAX_PIXELS}")
-    return image
 
 
 def decode(image: Image.Image, channels: int) -> Image.Image:

@@ -9,31 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from misplace.engine.errors import UserError
 
-from .augmentation import AugmentConfig
 from .batch import Batch
 from .pillow import PillowPipeline
-from .sources import Source
 from .workers import check_shared_memory, describe_death, quiet_fork, settle_in
-
-
-def make_loader(
-    source: Source,
-    *,
-    batch_size: int,
-    num_views: int,
-    image_size: int,
-    augment: AugmentConfig,
-    seed: int,
-    start_step: int = 0,
-    workers: int = 0,
-    prefetch: int = 2,
-    worker_cores: Collection[int] | None = None,
-) -> "PillowLoader":
-    """A PillowLoader of this source: the same batches, to the bit, for any number of workers."""
-    pipeline = PillowPipeline(
-        source, batch_size=batch_size, num_views=num_views, image_size=image_size, augment=augment, seed=seed
-    )
-    return PillowLoader(pipeline, start_step=start_step, workers=workers, prefetch=prefetch, worker_cores=worker_cores)
 
 
 class PillowLoader:
@@ -142,5 +120,5 @@ def _as_it_is(batch):
 
 
 def _bytes_of_a_batch(pipeline: PillowPipeline) -> int:
-    pixels = pipeline.image_size**2 * pipeline.source.channels
-    return pipeline.order.batch_size * pipeline.num_views * pixels
+    pixels = sum(kind.size**2 for kind in pipeline.kinds) * pipeline.source.channels
+    return pipeline.order.batch_size // pipeline.order.world_size * pixels

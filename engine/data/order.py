@@ -60,22 +60,25 @@ class BatchOrder:
     """Which samples a step trains on: step s is batch s % steps_per_epoch of epoch s // steps_per_epoch.
 
     The last, incomplete batch of an epoch is dropped; as each epoch has another order, it drops other
-    samples. Raises UserError where the source does not fill one batch.
+    samples. Of each batch rank r of world_size takes the r-th part, so that all ranks together see what one
+    would. Raises UserError where the source does not fill one batch, or the ranks do not divide it.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int):
+    def __init__(self, num_samples: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1):
         if num_samples < batch_size:
             raise UserError(
                 f"the data has {num_samples} images, fewer than a batch of {batch_size}: lower --data.batch-size"
             )
-        self.batch_size = batch_size
+        if batch_size % world_size:
+            raise UserError(f"a batch of {batch_size} is not divided by {world_size} ranks: change --data.batch-size")
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.steps_per_epoch = num_samples // batch_size
         self.order = SampleOrder(num_samples, seed)
         self._block: tuple[int, int] | None = None
         self._batches: tuple[Tensor, ...] = ()
 
     def locate(self, step: int) -> tuple[int, Tensor]:
-        """The epoch of a step and its samples, int64 [batch_size]."""
+        """The epoch of a step and this rank's samples of it, int64 [batch_size / world_size]."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         block, row = divmod(batch, BLOCK)
         if self._block != (epoch, block):
@@ -83,4 +86,4 @@ class BatchOrder:
             positions = torch.arange(block * BLOCK * self.batch_size, stop * self.batch_size)
             self._batches = self.order.index(epoch, positions).split(self.batch_size)
             self._block = (epoch, block)
-        return epoch, self._batches[row].clone()
+        return epoch, self._batches[row].chunk(self.world_size)[self.rank].clone()

@@ -15,6 +15,11 @@ from misplace.engine.errors import UserError
 DRAW = {"seed": 5, "epoch": 2, "view": 1}
 
 
+def drawn_views(index, sizes, config, *, seed, epoch, view):
+    """The parameters of one of two views of 224 pixels."""
+    return draw_view_parameters(index, sizes, config, config.view_kinds(2, 224)[view], seed, epoch, view)
+
+
 def same_size(count: int, height: int = 224, width: int = 224) -> torch.Tensor:
     return torch.tensor([[height, width]]).expand(count, 2)
 
@@ -29,7 +34,7 @@ def test_boxes_are_inside_and_in_range(height, width, scale_a, scale_b, ratio_a,
     scale, ratio = tuple(sorted((scale_a, scale_b))), tuple(sorted((ratio_a, ratio_b)))
     config = AugmentConfig(crop_scale=scale, crop_ratio=ratio)
     indices = torch.arange(index, index + 16)
-    drawn = draw_view_parameters(indices, same_size(16, height, width), config, **DRAW)
+    drawn = drawn_views(indices, same_size(16, height, width), config, **DRAW)
     left, top, right, bottom = drawn.box.unbind(1)
     assert (left >= 0).all() and (top >= 0).all() and (right <= width).all() and (bottom <= height).all()
     box_width, box_height = right - left, bottom - top
@@ -63,7 +68,7 @@ def test_the_first_attempt_that_fits_is_taken():
 def test_crops_follow_the_stated_distribution():
     """Areas are uniform where every attempt fits; log ratios always are."""
     config = AugmentConfig(crop_scale=(0.1, 0.5))
-    drawn = draw_view_parameters(torch.arange(20_000), same_size(20_000), config, **DRAW)
+    drawn = drawn_views(torch.arange(20_000), same_size(20_000), config, **DRAW)
     left, top, right, bottom = (drawn.box / 224).unbind(1)
     area, log_ratio = (right - left) * (bottom - top), ((right - left) / (bottom - top)).log()
     sigma = 1 / math.sqrt(12 * 20_000)
@@ -75,9 +80,7 @@ def test_crops_follow_the_stated_distribution():
 
 def test_probabilities_and_ranges():
     config, count = AugmentConfig(), 20_000
-    drawn = [
-        draw_view_parameters(torch.arange(count), same_size(count), config, seed=5, epoch=2, view=v) for v in (0, 1)
-    ]
+    drawn = [drawn_views(torch.arange(count), same_size(count), config, seed=5, epoch=2, view=v) for v in (0, 1)]
 
     def share(flags, p):
         assert abs(flags.double().mean() - p) <= 4 * math.sqrt(p * (1 - p) / count)
@@ -103,26 +106,24 @@ def test_probabilities_and_ranges():
 def test_a_row_depends_on_its_own_sample_only():
     index = torch.tensor([9, 70_000, 2**40, 9])
     sizes = torch.tensor([[50, 60], [500, 375], [28, 28], [50, 60]])
-    together = draw_view_parameters(index, sizes, AugmentConfig(), **DRAW).rows()
-    alone = [
-        draw_view_parameters(index[i : i + 1], sizes[i : i + 1], AugmentConfig(), **DRAW).rows()[0] for i in range(4)
-    ]
+    together = drawn_views(index, sizes, AugmentConfig(), **DRAW).rows()
+    alone = [drawn_views(index[i : i + 1], sizes[i : i + 1], AugmentConfig(), **DRAW).rows()[0] for i in range(4)]
     assert together == alone and together[0] == together[3]
 
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"epoch": 3}, {"view": 0}])
 def test_every_part_of_the_key_matters(change):
     index, sizes = torch.arange(64), same_size(64)
-    one = draw_view_parameters(index, sizes, AugmentConfig(), **DRAW)
-    other = draw_view_parameters(index, sizes, AugmentConfig(), **{**DRAW, **change})
+    one = drawn_views(index, sizes, AugmentConfig(), **DRAW)
+    other = drawn_views(index, sizes, AugmentConfig(), **{**DRAW, **change})
     assert (one.box != other.box).any(1).all()
 
 
 def test_boxes_scale_with_the_image():
     """The same crop in relative terms from an image and from its half: what a pre-shrunk copy must give."""
     index = torch.arange(64)
-    whole = draw_view_parameters(index, same_size(64, 400, 300), AugmentConfig(), **DRAW)
-    half = draw_view_parameters(index, same_size(64, 200, 150), AugmentConfig(), **DRAW)
+    whole = drawn_views(index, same_size(64, 400, 300), AugmentConfig(), **DRAW)
+    half = drawn_views(index, same_size(64, 200, 150), AugmentConfig(), **DRAW)
     torch.testing.assert_close(whole.box, 2 * half.box, rtol=1e-12, atol=1e-9)
 
 
@@ -148,4 +149,4 @@ def test_values_out_of_range_are_named(change):
 
 def test_each_view_needs_its_probabilities():
     with pytest.raises(UserError, match="blur_p needs 3 values"):
-        AugmentConfig().check_views(3)
+        AugmentConfig().view_kinds(3, 224)

@@ -62,7 +62,8 @@ def test_views_are_rendered_from_the_drawn_parameters(photo_folder):
         image = decode(open_sample(source, sample), 3)
         size = torch.tensor([[image.height, image.width]])
         for view in (0, 1):
-            drawn = draw_view_parameters(torch.tensor([sample]), size, SETTINGS["augment"], 11, 0, view)
+            kind = SETTINGS["augment"].view_kinds(2, 16)[view]
+            drawn = draw_view_parameters(torch.tensor([sample]), size, SETTINGS["augment"], kind, 11, 0, view)
             assert np.array_equal(batch.views[view][row], render_view(image, drawn.rows()[0], 16))
 
 
