@@ -5,10 +5,13 @@
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <map>
 #include <string>
+
+#include "render_views.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
@@ -66,5 +69,8 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "Native kernels of misplace; importing it registers torch.ops.misplace.*";
   module.def("build_info", &build_info, "What this extension was built with and for.");
   module.def("set_flush_denormal", &set_flush_denormal, "Denormals are zero, or not, in this and all compute threads.");
+  module.def("render_views", &misplace::render_views, pybind11::call_guard<pybind11::gil_scoped_release>(),
+             pybind11::arg("pictures"), pybind11::arg("parameters"), pybind11::arg("first"), pybind11::arg("last"),
+             pybind11::arg("views"), pybind11::arg("isa") = "", "Writes rows first..last-1 of every view; see render_views.h.");
   module.def("keep_freed_memory", &keep_freed_memory, "Whether memory that is freed stays with the process from now on.");
 }
