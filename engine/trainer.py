@@ -15,7 +15,7 @@ from .checkpoint import latest, load, save
 from .clock import TrainingClock
 from .config import Config, to_plain
 from .cpu_training import cpu_training
-from .data import Batch, Loader, Quarantine, Source, make_loader, open_source
+from .data import Batch, Loader, Quarantine, Source, describe, make_loader, open_source
 from .evaluation import KnnTask, patch_mean
 from .implementations import AttentionSize, implementation_names, resolve_implementations
 from .meter import Meter
@@ -68,6 +68,7 @@ class Trainer:
         self.model = encoder_arguments(config, source)
         self._start_or_resume()
         print_implementations(self._implementation_names())
+        print(describe(config.data.pipeline, config.data.workers, torch.device(config.run.device)), flush=True)
 
     @property
     def progress(self) -> float:

@@ -59,6 +59,11 @@ struct Kernels {
       add_up = avx512::add_up, blur_rows = avx512::blur_rows, blur_columns = avx512::blur_columns;
       solarize = avx512::solarize;
     }
+    if (isa >= Isa::avx512_bf16) {
+      resize_rows = avx512_bf16::resize_rows, resize_columns = avx512_bf16::resize_columns;
+      recolour = avx512_bf16::recolour, add_up = avx512_bf16::add_up, blur_rows = avx512_bf16::blur_rows;
+      blur_columns = avx512_bf16::blur_columns, solarize = avx512_bf16::solarize;
+    }
 #endif
   }
 };
@@ -141,6 +146,10 @@ void crop_resize(const Kernels& kernels, const uint8_t* picture, int height, int
                  const double* with, int size, Scratch& scratch, uint8_t* view) {
   float box[4];
   std::transform(with + left, with + left + 4, box, [](double x) { return static_cast<float>(x); });
+  TORCH_CHECK_VALUE(0 <= box[0] && box[0] < box[2] && box[2] <= width && 0 <= box[1] && box[1] < box[3] &&
+                        box[3] <= height,
+                    "the box ", box[0], " ", box[1], " ", box[2], " ", box[3], " is not inside a picture of ", width,
+                    " x ", height);
   Filter &across = scratch.across, &down = scratch.down;
   make_filter(width, box[0], box[2], size, with[flip] != 0, across);
   make_filter(height, box[1], box[3], size, false, down);

@@ -6,34 +6,73 @@ typedef uint8_t u8v __attribute__((vector_size(lanes)));
 typedef int32_t i32x4 __attribute__((vector_size(16)));
 typedef uint8_t u8x4 __attribute__((vector_size(4)));
 
-template <class V>
-MISPLACE_INLINE V read(const uint8_t* from) {
-  V x;
+// Levels to 32 bits and back, clipped to a level. GCC takes bytes apart one by one for its own conversions.
+MISPLACE_INLINE i32v widen(const uint8_t* from) {
+#if MISPLACE_LEVEL >= 512
+  return (i32v)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif MISPLACE_LEVEL >= 256
+  return (i32v)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  u8v x;
   __builtin_memcpy(&x, from, sizeof x);
-  return x;
+  return __builtin_convertvector(x, i32v);
+#endif
 }
 
-MISPLACE_INLINE void write(uint8_t* to, u8v x) { __builtin_memcpy(to, &x, sizeof x); }
-
-// Fixed point to a level, as Pillow rounds and clips after each pass of a resize.
-template <class V>
-MISPLACE_INLINE V level_of(V sum) {
-  sum >>= weight_bits;
-  sum = sum < 0 ? V{} : sum;
-  return sum > 255 ? V{} + 255 : sum;
+MISPLACE_INLINE void narrow(uint8_t* to, i32v x) {
+#if MISPLACE_LEVEL >= 512
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtusepi32_epi8(_mm512_max_epi32((__m512i)x, _mm512_setzero_si512())));
+#elif MISPLACE_LEVEL >= 256
+  const __m128i low = _mm256_castsi256_si128((__m256i)x), high = _mm256_extracti128_si256((__m256i)x, 1);
+  const __m128i packed = _mm_packs_epi32(low, high);
+  _mm_storel_epi64((__m128i*)to, _mm_packus_epi16(packed, packed));
+#else
+  x = x < 0 ? i32v{} : x > 255 ? i32v{} + 255 : x;
+  const u8v levels = __builtin_convertvector(x, u8v);
+  __builtin_memcpy(to, &levels, sizeof levels);
+#endif
 }
 
-// One row of RGB: `to` has num_out pixels. Reads one byte behind the last pixel that it needs.
-MISPLACE_INLINE void resize_row_rgb(const uint8_t* from, uint8_t* to, const Filter& filter) {
+// Four bytes: a pixel and the first byte of the next one.
+MISPLACE_INLINE i32x4 widen_pixel(const uint8_t* from) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+#if MISPLACE_LEVEL >= 256
+  return (i32x4)_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes));
+#else
+  u8x4 x;
+  __builtin_memcpy(&x, &bytes, sizeof x);
+  return __builtin_convertvector(x, i32x4);
+#endif
+}
+
+// The first three.
+MISPLACE_INLINE void narrow_pixel(uint8_t* to, i32x4 x) {
+#if MISPLACE_LEVEL >= 256
+  const __m128i packed = _mm_packs_epi32((__m128i)x, (__m128i)x);
+  const int32_t bytes = _mm_cvtsi128_si32(_mm_packus_epi16(packed, packed));
+  __builtin_memcpy(to, &bytes, 3);
+#else
+  x = x < 0 ? i32x4{} : x > 255 ? i32x4{} + 255 : x;
+  const u8x4 levels = __builtin_convertvector(x, u8x4);
+  __builtin_memcpy(to, &levels, 3);
+#endif
+}
+
+// Rows of RGB, one or four at once: `to` has filter.size pixels a row. Reads one byte behind the last pixel it needs.
+template <int rows>
+MISPLACE_INLINE void resize_rows_rgb(const uint8_t* from, int64_t stride, const Filter& filter, uint8_t* to) {
+  const int64_t width = 3 * static_cast<int64_t>(filter.size);
   for (int x = 0; x < filter.size; ++x) {
     const int32_t* weights = filter.weights_of(x);
     const uint8_t* pixel = from + 3 * filter.first[x];
-    i32x4 sum = i32x4{} + half_weight;
-    for (int tap = 0; tap < filter.count[x]; ++tap) {
-      sum += __builtin_convertvector(read<u8x4>(pixel + 3 * tap), i32x4) * weights[tap];
+    i32x4 sums[rows];
+    for (i32x4& sum : sums) sum = i32x4{} + half_weight;
+    for (int tap = 0, count = filter.count[x]; tap < count; ++tap, pixel += 3) {
+      const i32x4 weight = i32x4{} + weights[tap];
+      for (int row = 0; row < rows; ++row) sums[row] += widen_pixel(pixel + row * stride) * weight;
     }
-    const u8x4 levels = __builtin_convertvector(level_of(sum), u8x4);
-    __builtin_memcpy(to + 3 * x, &levels, sizeof levels);
+    for (int row = 0; row < rows; ++row) narrow_pixel(to + row * width + 3 * x, sums[row] >> weight_bits);
   }
 }
 
@@ -47,12 +86,16 @@ MISPLACE_INLINE void resize_row_gray(const uint8_t* from, uint8_t* to, const Fil
   }
 }
 
-// The rows of `from` that the vertical pass reads, each to filter.size pixels.
+// Each row of `from` to filter.size pixels.
 static void resize_rows(const uint8_t* from, int64_t stride, int rows, int channels, const Filter& filter,
                         uint8_t* to) {
-  for (int y = 0; y < rows; ++y, from += stride, to += filter.size * channels) {
-    channels == 3 ? resize_row_rgb(from, to, filter) : resize_row_gray(from, to, filter);
+  const int64_t width = static_cast<int64_t>(filter.size) * channels;
+  int y = 0;
+  if (channels == 3) {
+    for (; y + 4 <= rows; y += 4) resize_rows_rgb<4>(from + y * stride, stride, filter, to + y * width);
+    for (; y < rows; ++y) resize_rows_rgb<1>(from + y * stride, stride, filter, to + y * width);
   }
+  for (; y < rows; ++y) resize_row_gray(from + y * stride, to + y * width, filter);
 }
 
 // Rows of `width` bytes to filter.size rows; `from` begins with the first one that is needed.
@@ -62,10 +105,8 @@ static void resize_columns(const uint8_t* from, int width, const Filter& filter,
     const uint8_t* first = from + static_cast<int64_t>(filter.first[y] - filter.first[0]) * width;
     for (int x = 0; x < width; x += lanes) {
       i32v sum = i32v{} + half_weight;
-      for (int tap = 0; tap < filter.count[y]; ++tap) {
-        sum += __builtin_convertvector(read<u8v>(first + tap * width + x), i32v) * weights[tap];
-      }
-      write(to + x, __builtin_convertvector(level_of(sum), u8v));
+      for (int tap = 0; tap < filter.count[y]; ++tap) sum += widen(first + tap * width + x) * weights[tap];
+      narrow(to + x, sum >> weight_bits);
     }
   }
 }
@@ -74,22 +115,81 @@ static void resize_columns(const uint8_t* from, int width, const Filter& filter,
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off")  // Pillow's products are rounded before they are added
 #endif
-// Each colour by a matrix [3, 4], rounded half up and clipped.
-static void recolour(uint8_t* pixels, int count, const float* m) {
+MISPLACE_INLINE uint8_t recoloured(const float* m, float r, float g, float b) {
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #endif
-  for (int i = 0; i < count; ++i) {
-    const float r = pixels[3 * i], g = pixels[3 * i + 1], b = pixels[3 * i + 2];
-    float red = m[0] * r + m[1] * g + m[2] * b + m[3] + 0.5f;
-    float green = m[4] * r + m[5] * g + m[6] * b + m[7] + 0.5f;
-    float blue = m[8] * r + m[9] * g + m[10] * b + m[11] + 0.5f;
-    red = red < 0.0f ? 0.0f : red > 255.0f ? 255.0f : red;
-    green = green < 0.0f ? 0.0f : green > 255.0f ? 255.0f : green;
-    blue = blue < 0.0f ? 0.0f : blue > 255.0f ? 255.0f : blue;
-    pixels[3 * i] = static_cast<uint8_t>(static_cast<int>(red));
-    pixels[3 * i + 1] = static_cast<uint8_t>(static_cast<int>(green));
-    pixels[3 * i + 2] = static_cast<uint8_t>(static_cast<int>(blue));
+  const float x = m[0] * r + m[1] * g + m[2] * b + m[3] + 0.5f;
+  return static_cast<uint8_t>(x < 0.0f ? 0.0f : x > 255.0f ? 255.0f : x);
+}
+
+#if MISPLACE_LEVEL >= 256
+// Byte t of the `part`th 16 of 48 bytes is channel (16 part + t) % 3 of pixel (16 part + t) / 3.
+struct Shuffles {
+  alignas(16) int8_t apart[3][3][16], together[3][3][16];  // [channel][part]; -1 leaves a zero
+
+  constexpr Shuffles() : apart(), together() {
+    for (int channel = 0; channel < 3; ++channel) {
+      for (int part = 0; part < 3; ++part) {
+        for (int t = 0; t < 16; ++t) {
+          const int from = 3 * t + channel, to = 16 * part + t;
+          apart[channel][part][t] = static_cast<int8_t>(from / 16 == part ? from % 16 : -1);
+          together[channel][part][t] = static_cast<int8_t>(to % 3 == channel ? to / 3 : -1);
+        }
+      }
+    }
+  }
+};
+
+// Three parts, each shuffled, in one.
+MISPLACE_INLINE __m128i merge(const __m128i parts[3], const int8_t* first, int64_t step) {
+  const auto take = [&](int n) { return _mm_shuffle_epi8(parts[n], *(const __m128i*)(first + n * step)); };
+  return _mm_or_si128(_mm_or_si128(take(0), take(1)), take(2));
+}
+
+// Eight values of one channel.
+MISPLACE_INLINE __m256i recoloured(const float* m, __m256 r, __m256 g, __m256 b) {
+#if defined(__clang__)
+#pragma clang fp contract(off)
+#endif
+  __m256 x = _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(m[0]), r), _mm256_mul_ps(_mm256_set1_ps(m[1]), g));
+  x = _mm256_add_ps(_mm256_add_ps(x, _mm256_mul_ps(_mm256_set1_ps(m[2]), b)), _mm256_set1_ps(m[3]));
+  x = _mm256_add_ps(x, _mm256_set1_ps(0.5f));
+  return _mm256_cvttps_epi32(_mm256_min_ps(_mm256_max_ps(x, _mm256_setzero_ps()), _mm256_set1_ps(255.0f)));
+}
+
+static void recolour_16(uint8_t* pixels, const float* m) {
+  static constexpr Shuffles shuffles;
+  __m128i bytes[3], channels[3];
+  for (int part = 0; part < 3; ++part) bytes[part] = _mm_loadu_si128((const __m128i*)(pixels + 16 * part));
+  __m256 low[3], high[3];
+  for (int c = 0; c < 3; ++c) {
+    const __m128i levels = merge(bytes, shuffles.apart[c][0], 16);
+    low[c] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(levels));
+    high[c] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(levels, 8)));
+  }
+  for (int c = 0; c < 3; ++c) {
+    const __m256i a = recoloured(m + 4 * c, low[0], low[1], low[2]), b = recoloured(m + 4 * c, high[0], high[1], high[2]);
+    const __m128i first = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    const __m128i last = _mm_packs_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+    channels[c] = _mm_packus_epi16(first, last);
+  }
+  for (int part = 0; part < 3; ++part) {
+    _mm_storeu_si128((__m128i*)(pixels + 16 * part), merge(channels, shuffles.together[0][part], 48));
+  }
+}
+#endif
+
+// Each colour by a matrix [3, 4], rounded half up and clipped.
+static void recolour(uint8_t* pixels, int count, const float* m) {
+  int i = 0;
+#if MISPLACE_LEVEL >= 256
+  for (; i + 16 <= count; i += 16) recolour_16(pixels + 3 * i, m);
+#endif
+  for (; i < count; ++i) {
+    uint8_t* const x = pixels + 3 * i;
+    const float r = x[0], g = x[1], b = x[2];
+    for (int c = 0; c < 3; ++c) x[c] = recoloured(m + 4 * c, r, g, b);
   }
 }
 #if defined(__GNUC__) && !defined(__clang__)
@@ -110,16 +210,12 @@ static void add_up(const uint8_t* pixels, int count, int channels, int64_t* sums
 }
 
 // One vector of a box filter: the middle's weight times the sum of 2 radius + 1 values, and the ends' times two more.
-MISPLACE_INLINE u8v box(const uint8_t* middle, int64_t step, const Box& by) {
-  u32v sum = __builtin_convertvector(read<u8v>(middle), u32v);
-  for (int k = 1; k <= by.radius; ++k) {
-    sum += __builtin_convertvector(read<u8v>(middle - k * step), u32v);
-    sum += __builtin_convertvector(read<u8v>(middle + k * step), u32v);
-  }
+MISPLACE_INLINE void box(uint8_t* to, const uint8_t* middle, int64_t step, const Box& by) {
+  i32v sum = widen(middle);
+  for (int k = 1; k <= by.radius; ++k) sum += widen(middle - k * step) + widen(middle + k * step);
   const int64_t end = (by.radius + 1) * step;
-  const u32v ends = __builtin_convertvector(read<u8v>(middle - end), u32v) +
-                    __builtin_convertvector(read<u8v>(middle + end), u32v);
-  return __builtin_convertvector((sum * by.inner + ends * by.outer + (1u << 23)) >> 24, u8v);
+  const i32v ends = widen(middle - end) + widen(middle + end);
+  narrow(to, (i32v)(((u32v)sum * by.inner + (u32v)ends * by.outer + (1u << 23)) >> 24));
 }
 
 // Repeats the first and the last `unit` bytes of a row of `width` bytes `times` times before and behind it.
@@ -136,7 +232,7 @@ static void blur_rows(uint8_t* pixels, int rows, int width, int channels, const 
     __builtin_memcpy(line, pixels, width);
     for (int pass = 0; pass < 3; ++pass) {
       repeat_ends(line, width, channels, by.radius + 1);
-      for (int x = 0; x < width; x += lanes) write(other + x, box(line + x, channels, by));
+      for (int x = 0; x < width; x += lanes) box(other + x, line + x, channels, by);
       uint8_t* const filtered = other;
       other = line, line = filtered;
     }
@@ -148,7 +244,7 @@ static void blur_rows(uint8_t* pixels, int rows, int width, int channels, const 
 static void blur_columns(uint8_t* from, uint8_t* to, int rows, int width, const Box& by) {
   repeat_ends(from, rows * width, width, by.radius + 1);
   for (int y = 0; y < rows; ++y) {
-    for (int x = 0; x < width; x += lanes) write(to + y * width + x, box(from + y * width + x, width, by));
+    for (int x = 0; x < width; x += lanes) box(to + y * width + x, from + y * width + x, width, by);
   }
 }
 

@@ -5,7 +5,7 @@ from .batch import Batch, Failure
 from .evaluation import load_eval
 from .order import BatchOrder, SampleOrder
 from .pillow import PillowPipeline, render_view
-from .pipelines import Loader, choose_pipeline, make_loader
+from .pipelines import Loader, choose_pipeline, describe, make_loader
 from .quarantine import Quarantine
 from .sources import Source, open_evaluation, open_source
 from .verify import Verification, verify
@@ -23,6 +23,7 @@ __all__ = [
     "Verification",
     "ViewParameters",
     "choose_pipeline",
+    "describe",
     "draw_view_parameters",
     "load_eval",
     "make_loader",

@@ -24,7 +24,8 @@ class ColourMaps(NamedTuple):
 def colour_maps(parameters: ViewParameters, channels: int) -> ColourMaps:
     """The maps of one view of each sample."""
     brightness, contrast, saturation, hue, grayscale = (
-        field.numpy() for field in parameters[parameters._fields.index("brightness") : parameters._fields.index("blur_sigma")]
+        field.numpy()
+        for field in parameters[parameters._fields.index("brightness") : parameters._fields.index("blur_sigma")]
     )
     gain, shade = contrast * brightness, (1 - contrast) * brightness
     coloured = (saturation != 1) | (hue != 0) | grayscale if channels == 3 else np.zeros(len(gain), dtype=bool)

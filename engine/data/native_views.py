@@ -30,7 +30,9 @@ def _pack_view(parameters: ViewParameters, channels: int) -> np.ndarray:
     return np.column_stack([parameters.box, matrix, *of_sample]).astype(np.float64)
 
 
-def render_rows(pictures: list[Tensor], parameters: Tensor, rows: range, views: tuple[Tensor, ...], isa: str = "") -> None:
+def render_rows(
+    pictures: list[Tensor], parameters: Tensor, rows: range, views: tuple[Tensor, ...], isa: str = ""
+) -> None:
     """Writes these rows of every view, in this thread, without the GIL.
 
     pictures: uint8 [H, W, C] each; parameters: from pack; views: uint8 [B, S, S, C] each.

@@ -6,6 +6,7 @@ import torch
 
 from misplace.engine.errors import UserError
 
+from . import native_views
 from .augmentation import AugmentConfig
 from .dali import DaliLoader, StepInputsOf, why_unavailable
 from .loader import PillowLoader
@@ -22,6 +23,16 @@ def choose_pipeline(asked: str) -> str:
     if asked == "dali" and missing:
         raise UserError(f"--data.pipeline dali: {missing}, or use --data.pipeline pillow")
     return ("pillow" if missing else "dali") if asked == "auto" else asked
+
+
+def describe(pipeline: str, workers: int, device: torch.device) -> str:
+    """The line that a run begins with. pipeline: as choose_pipeline gave it."""
+    if pipeline == "dali":
+        native = device.type == "cpu" and native_views.available()
+        views = "views by the native kernel" if native else f"views by DALI on the {device.type.replace('cuda', 'GPU')}"
+        return f"data: DALI, {max(1, workers)} threads, {views}"
+    missing = why_unavailable()
+    return f"data: Pillow, {workers} worker processes" + (f" ({missing})" if missing else "")
 
 
 def make_loader(

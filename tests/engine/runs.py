@@ -27,14 +27,16 @@ def striped_images(root: Path) -> Path:
     return root
 
 
-def tiny_config(name: str, source: str | Path, out: Path, *, pretext: dict | None = None, **run) -> Config:
+def tiny_config(
+    name: str, source: str | Path, out: Path, *, pretext: dict | None = None, pipeline: str = "pillow", **run
+) -> Config:
     """The nano recipe at 24 pixels, patches of 6, batches of 8; `run` overrides RunConfig."""
     base = recipe(name)("nano")
     run = {"steps": 4, "budget": None, "knn_every": 0.0, "report": False, "precision": "fp32", **run}
     config = dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, image_size=24, patch_size=6),
-        data=dataclasses.replace(base.data, source=str(source), batch_size=BATCH, workers=0),
+        data=dataclasses.replace(base.data, source=str(source), batch_size=BATCH, workers=0, pipeline=pipeline),
         framework=MocoV3Config(hidden_width=64, output_width=32),
         run=dataclasses.replace(base.run, out=out, device="cpu", **run),
     )

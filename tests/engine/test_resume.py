@@ -1,5 +1,6 @@
 """Exact resume: kills, SIGTERM and another number of workers change no bit of the final state."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from misplace.engine.checkpoint import latest, load
+from misplace.engine.data import native_views
 from misplace.engine.errors import UserError
 from misplace.engine.trainer import pretrain
 
@@ -29,15 +32,18 @@ def equal_to_the_bit(a, b):
 
 
 @pytest.mark.slow
-def test_kills_lose_nothing_and_change_no_bit(tmp_path):
-    script = [sys.executable, str(HERE / "kill_runs.py"), str(tmp_path), str(KILLS)]
+@pytest.mark.parametrize("pipeline, kills", [("pillow", KILLS), ("dali", 10)])
+def test_kills_lose_nothing_and_change_no_bit(tmp_path, pipeline, kills):
+    if pipeline == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    script = [sys.executable, str(HERE / "kill_runs.py"), str(tmp_path), str(kills), pipeline]
     done = subprocess.run(
         script, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=500
     )
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
     print(report)
-    assert report["kills"] >= KILLS
+    assert report["kills"] >= kills
     assert report["lost"] == 0 and report["differing_bits"] == 0
     assert report["places"].keys() == {"before step", "after step", "file system call"}
 
@@ -48,6 +54,24 @@ def test_workers_change_no_bit(runs, images, tmp_path):
         config = runs.tiny_config("moco_v3_dilemma", images, tmp_path / f"workers-{workers}")
         data = config.data.__class__(**{**vars(config.data), "workers": workers})
         folders.append(pretrain(config.__class__(**{**vars(config), "data": data})))
+    assert equal_to_the_bit(*map(state_of, folders))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_dali_changes_no_bit(runs, images, tmp_path, workers):
+    """Its files are PNGs, which Pillow decodes, and JPEGs, which DALI does; its views are Pillow's."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    if not native_views.available():
+        pytest.skip("the extension is not built")
+    for i, file in enumerate(sorted(images.rglob("*.png"))):
+        if i % 3:
+            Image.open(file).save(file.with_suffix(".jpg"), quality=95)
+            file.unlink()
+    folders = []
+    for pipeline in ("pillow", "dali"):
+        config = runs.tiny_config("moco_v3_dilemma", images, tmp_path / pipeline, pipeline=pipeline)
+        data = dataclasses.replace(config.data, workers=workers if pipeline == "dali" else 0)
+        folders.append(pretrain(dataclasses.replace(config, data=data)))
     assert equal_to_the_bit(*map(state_of, folders))
 
 

@@ -8,10 +8,12 @@ import numpy as np
 
 from ..augmentation import AugmentConfig, ViewKind
 
-QUEUE = 2  # steps in DALI's hands at once
+QUEUE = 2  # steps in the hands of a graph of views at once
 
 
-def build(kinds: tuple[ViewKind, ...], augment: AugmentConfig, *, batch_size: int, threads: int, device_id: int | None):
+def build_views(
+    kinds: tuple[ViewKind, ...], augment: AugmentConfig, *, batch_size: int, threads: int, device_id: int | None
+):
     """A built nvidia.dali Pipeline with one output uint8 [S, S, C] per view, and the names of its inputs.
 
     device_id: of the GPU to decode and augment on; None: on the CPU.
@@ -32,6 +34,21 @@ def build(kinds: tuple[ViewKind, ...], augment: AugmentConfig, *, batch_size: in
     pipeline = graph(kinds, augment, device_id is not None, inputs)
     pipeline.build()
     return pipeline, inputs
+
+
+def build_decoder(channels: int, *, batch_size: int, threads: int):
+    """A built nvidia.dali Pipeline on the CPU from up to batch_size "file"s to pictures, uint8 [H, W, C] each."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    def decode():
+        file = fn.external_source(name="file", dtype=types.UINT8, ndim=1)
+        kind = types.RGB if channels == 3 else types.GRAY
+        return fn.decoders.image(file, device="cpu", output_type=kind, adjust_orientation=False)
+
+    options = {"prefetch_queue_depth": 1, "exec_dynamic": True, "seed": 0}
+    pipeline = pipeline_def(decode, batch_size=batch_size, num_threads=threads, device_id=None, **options)()
+    pipeline.build()
+    return pipeline
 
 
 def _views(kinds, augment, on_gpu, inputs):

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from ..augmentation import NO_SOLARIZE, AugmentConfig, ViewParameters, draw_views
 from ..batch import Failure
+from ..colour import NONE, colour_maps
 from ..decode import DecodeError, check_size, open_image, read_sample
-from ..image_ops import GRAY, as_array, hue_matrix, saturation_matrix
+from ..image_ops import GRAY, as_array
 from ..order import BatchOrder
 from ..samples import Samples
 from ..sources import Source
 from .jpeg_header import plain_jpeg_size
 
 READERS = 4  # threads that wait for the disk at once
-NO_FILE = np.zeros(1, dtype=np.uint8)
-NO_PICTURE = {channels: np.zeros((1, 1, channels), dtype=np.uint8) for channels in (1, 3)}
 
 
 class Opened(NamedTuple):
@@ -34,10 +33,10 @@ class Opened(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """samples: B of them; views: for each the arrays that graph.py names; failures: as a Batch has them."""
+    """samples: B of them; drawn: the parameters of each view; failures: as a Batch has them."""
 
     samples: list[Opened]
-    views: list[dict[str, np.ndarray]]
+    drawn: list[ViewParameters]
     index: Tensor
     epoch: int
     failures: tuple[Failure, ...]
@@ -88,8 +87,7 @@ class StepInputsOf:
                 found[row] = _pixels(as_array(self.samples.replace(sample, epoch, failures)))
         sizes = torch.tensor([(opened.height, opened.width) for opened in found])
         drawn = draw_views(index, sizes, self.augment, self.kinds, self.seed, epoch)
-        views = [view_arrays(parameters, self.source.channels) for parameters in drawn]
-        return StepInputs(found, views, index, epoch, tuple(failures))
+        return StepInputs(found, drawn, index, epoch, tuple(failures))
 
     def _open(self, sample: int) -> Opened | Failure:
         """Read, its header checked; decoded unless DALI shall do that."""
@@ -115,7 +113,7 @@ class StepInputsOf:
 
 
 def _pixels(array: np.ndarray) -> Opened:
-    return Opened(np.ascontiguousarray(array), *array.shape[:2])
+    return Opened(np.require(array, requirements=["C", "W"]), *array.shape[:2])
 
 
 def view_arrays(parameters: ViewParameters, channels: int) -> dict[str, np.ndarray]:
@@ -128,28 +126,16 @@ def view_arrays(parameters: ViewParameters, channels: int) -> dict[str, np.ndarr
     left, top, right, bottom = parameters.box.unbind(1)
     first, last = torch.where(parameters.flip, right, left), torch.where(parameters.flip, left, right)
     start, end = torch.stack((top, first), 1), torch.stack((bottom, last), 1)
-    colour = [_colour(row, channels) for row in parameters.rows()]
-    matrix, shade = (np.stack(part).astype(np.float32) for part in zip(*colour))
-    identity = np.eye(channels, dtype=np.float32)
+    colour = colour_maps(parameters, channels)
+    mean = GRAY if channels == 3 else np.ones((1, 1))
     return {
         "start": start.float().numpy(),
         "end": end.float().numpy(),
-        "matrix": matrix,
-        "shade": shade,
-        "recolour": ((matrix != identity) | (shade != 0)).any(axis=(1, 2)),
+        "matrix": colour.matrix.astype(np.float32),
+        "shade": (colour.shade[:, None, None] * mean).astype(np.float32),
+        "recolour": colour.kind != NONE,
         "sigma": parameters.blur_sigma.float().numpy(),
         "blur": (parameters.blur_sigma > 0).numpy(),
         "threshold": parameters.solarize.to(torch.int32).numpy(),
         "solarize": (parameters.solarize < NO_SOLARIZE).numpy(),
     }
-
-
-def _colour(row: ViewParameters, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """matrix and shade of one sample, fp64 [C, C]."""
-    gain, shade = row.contrast * row.brightness, (1 - row.contrast) * row.brightness
-    if channels == 1:
-        return np.array([[gain]]), np.array([[shade]])
-    matrix = hue_matrix(row.hue) @ saturation_matrix(row.saturation)
-    if row.grayscale:
-        matrix = GRAY @ matrix
-    return gain * matrix, shade * GRAY
