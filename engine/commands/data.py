@@ -1,4 +1,4 @@
-"""misplace data render DIR | verify SOURCE"""
+"""misplace data render DIR | verify SOURCE | shard SOURCE OUT"""
 
 import os
 from dataclasses import dataclass
@@ -34,9 +34,21 @@ class Verify:
     """Decode every image of a source and name those that cannot be used; exit code 1 when there are any."""
 
     source: Positional[str]
-    """An image folder, `fashion-mnist` or `poses`."""
+    """An image folder, tar shards (a folder of them, DIR/{0000..0127}.tar), `fashion-mnist` or `poses`."""
     workers: int | None = None
     """Decoding threads; none: one per core."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Write a source as tar shards in WebDataset form, with an index beside each; every split of it."""
+
+    source: Positional[str]
+    """An image folder, other tar shards, `fashion-mnist` or `poses`."""
+    out: Positional[Path]
+    """A new folder; a source with two splits goes into OUT/train and OUT/test."""
+    shard_size_mb: int = 256
+    """Largest size of a shard, MiB; one image at least goes into each."""
 
 
 def render(argv: list[str]) -> int:
@@ -79,7 +91,28 @@ def verify(argv: list[str]) -> int:
     return 1 if found.failures else 0
 
 
-ACTIONS = {"render": render, "verify": verify}
+def shard(argv: list[str]) -> int:
+    """Write shards with a progress bar."""
+    from ..data.shards import write_shards
+    from ..data.sources import open_splits
+
+    options = parse(Shard, argv, prog="misplace data shard")
+    if options.shard_size_mb < 1:
+        raise UserError(f"misplace data shard: --shard-size-mb {options.shard_size_mb} is below 1; ask for more")
+    sources = open_splits(options.source)
+    with Progress() as bar:
+        task = bar.add_task("writing shards", total=None)
+        out = write_shards(
+            sources,
+            options.out,
+            shard_bytes=options.shard_size_mb << 20,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(f"{sum(map(len, sources))} images: {out}")
+    return 0
+
+
+ACTIONS = {"render": render, "verify": verify, "shard": shard}
 
 
 def main(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ from misplace.engine.errors import UserError
 
 from .fashion_mnist import DEBIAN_FOLDER, FashionMNIST
 from .image_folder import ImageFolder, split_folders
+from .shards import Shards, find_shards
 
 SPLITS = ("train", "test")
 
@@ -40,11 +41,11 @@ class Source(Protocol):
 
 
 def open_source(spec: str, *, split: str = "train") -> Source:
-    """The source called `spec`: an image folder, `fashion-mnist[:FOLDER]` or `poses[:FOLDER]`.
+    """The source called `spec`: an image folder, tar shards, `fashion-mnist[:FOLDER]` or `poses[:FOLDER]`.
 
-    split: "train" or "test". An image folder with train/ and val/ or test/ inside has both; any other
-    folder is all "train", and asking for its "test" is an error: see open_evaluation. Raises UserError in
-    one line.
+    Tar shards are a folder of them, DIR/{0000..0127}.tar, or one file. split: "train" or "test". A folder with
+    train/ and val/ or test/ inside has both; any other is all "train", and asking for its "test" is an error:
+    see open_evaluation. Raises UserError in one line.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
@@ -61,9 +62,19 @@ def open_source(spec: str, *, split: str = "train") -> Source:
     if not folders:
         if split == "test":
             raise UserError(f"{root} has no test split: put its images under {root}/train and {root}/val")
-        return ImageFolder(root)
-    classes = ImageFolder.classes_in(folders["train"]) if split == "test" else ()
-    return ImageFolder(folders[split], classes=classes)
+        return _open_files(root)
+    return _open_files(folders[split], classes=_classes(folders["train"]) if split == "test" else ())
+
+
+def _open_files(path: Path, classes: tuple[str, ...] = ()) -> Source:
+    shards = find_shards(path)
+    return Shards(shards, str(path), classes) if shards else ImageFolder(path, classes)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """Those of the training split."""
+    shards = find_shards(folder)
+    return Shards(shards).class_names if shards else ImageFolder.classes_in(folder)
 
 
 def open_evaluation(spec: str) -> tuple[Source, Source | None]:
