@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from misplace.engine.durable import write_file
 from misplace.engine.errors import UserError
 
 from ..image_folder import MAX_FILE_BYTES
@@ -80,13 +79,13 @@ def has_index(shard: Path) -> bool:
 
 
 def save_index(shard: Path, version: Version, index: Index) -> None:
-    """Writes it in one step: a reader sees a whole index or none. Raises OSError."""
+    """Writes it in one step. Not synced: after a power cut its digest tells whether it is whole. Raises OSError."""
     content = _line(version, index.num_samples, len(index.names))
     content += b"".join(column.tobytes() for column in index)
     path = index_path(shard)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # ranks may write the same one at once
     try:
-        write_file(temporary, content + hashlib.sha256(content).digest())
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
         os.rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
