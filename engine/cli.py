@@ -11,7 +11,7 @@ OWN_COMMANDS = {
     "pretrain": "pretrain RECIPE: train an encoder from images",
     "evaluate": "evaluate RUN: measure a frozen encoder",
     "export": "export RUN FILE: write an encoder that timm loads",
-    "data": "data render|verify: make or check images",
+    "data": "data render|verify|shard: make, check or pack images",
     "doctor": "doctor: what this machine has, and how to mend what it lacks",
 }
 

@@ -45,7 +45,7 @@ class DataConfig:
     """Where images come from and how they become views."""
 
     source: Annotated[str, arg(aliases=["--data"])] = "poses"
-    """An image folder, `fashion-mnist` or `poses`."""
+    """An image folder, tar shards, `fashion-mnist` or `poses`."""
     batch_size: int = 256
     """Images per step, all devices together."""
     pipeline: Literal["auto", "dali", "pillow"] = "auto"

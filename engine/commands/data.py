@@ -1,4 +1,4 @@
-"""misplace data render DIR | verify SOURCE"""
+"""misplace data render DIR | verify SOURCE | shard SOURCE DIR"""
 
 import os
 from dataclasses import dataclass
@@ -34,9 +34,21 @@ class Verify:
     """Decode every image of a source and name those that cannot be used; exit code 1 when there are any."""
 
     source: Positional[str]
-    """An image folder, `fashion-mnist` or `poses`."""
+    """An image folder, tar shards, `fashion-mnist` or `poses`."""
     workers: int | None = None
     """Decoding threads; none: one per core."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Write a source as tar shards in WebDataset form, with their indices."""
+
+    source: Positional[str]
+    """An image folder, `fashion-mnist` or `poses`."""
+    dir: Positional[Path]
+    """A folder that is new or empty."""
+    shard_mb: int = 256
+    """Size of a shard, MiB."""
 
 
 def render(argv: list[str]) -> int:
@@ -79,7 +91,24 @@ def verify(argv: list[str]) -> int:
     return 1 if found.failures else 0
 
 
-ACTIONS = {"render": render, "verify": verify}
+def shard(argv: list[str]) -> int:
+    """Write shards with a progress bar."""
+    from ..data.shards.writer import write_shards
+
+    options = parse(Shard, argv, prog="misplace data shard")
+    with Progress() as bar:
+        task = bar.add_task("writing shards", total=None)
+        root = write_shards(
+            options.source,
+            options.dir,
+            shard_bytes=options.shard_mb << 20,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(f"shards: {root}")
+    return 0
+
+
+ACTIONS = {"render": render, "verify": verify, "shard": shard}
 
 
 def main(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ from misplace.engine.errors import UserError
 
 from .fashion_mnist import DEBIAN_FOLDER, FashionMNIST
 from .image_folder import ImageFolder, split_folders
+from .shards import Shards, find_shards
 
 SPLITS = ("train", "test")
 
@@ -40,11 +41,11 @@ class Source(Protocol):
 
 
 def open_source(spec: str, *, split: str = "train") -> Source:
-    """The source called `spec`: an image folder, `fashion-mnist[:FOLDER]` or `poses[:FOLDER]`.
+    """The source called `spec`: `fashion-mnist[:FOLDER]`, `poses[:FOLDER]`, an image folder or tar shards.
 
-    split: "train" or "test". An image folder with train/ and val/ or test/ inside has both; any other
-    folder is all "train", and asking for its "test" is an error: see open_evaluation. Raises UserError in
-    one line.
+    Shards: a folder of .tar files, one of them, or FOLDER/{0000..0127}.tar. split: "train" or "test". A folder with
+    train/ and val/ or test/ inside has both; any other folder is all "train", and asking for its "test" is an error:
+    see open_evaluation. Raises UserError in one line.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
@@ -61,9 +62,17 @@ def open_source(spec: str, *, split: str = "train") -> Source:
     if not folders:
         if split == "test":
             raise UserError(f"{root} has no test split: put its images under {root}/train and {root}/val")
-        return ImageFolder(root)
-    classes = ImageFolder.classes_in(folders["train"]) if split == "test" else ()
-    return ImageFolder(folders[split], classes=classes)
+        return _open_files(spec)
+    train = None if split == "train" else folders["train"]
+    return _open_files(str(folders[split]), train)
+
+
+def _open_files(spec: str, train: Path | None = None) -> Source:
+    """Shards or an image folder. train: where the training split lies, whose classes count."""
+    if paths := find_shards(spec):
+        of_training = find_shards(str(train)) if train else None
+        return Shards(paths, Shards(of_training).class_names if of_training else ())
+    return ImageFolder(Path(spec).expanduser(), classes=ImageFolder.classes_in(train) if train else ())
 
 
 def open_evaluation(spec: str) -> tuple[Source, Source | None]:
