@@ -50,6 +50,8 @@ class DataConfig:
     """Images per step, all devices together."""
     pipeline: Literal["auto", "dali", "pillow"] = "auto"
     """Who decodes and augments; auto: DALI where it is installed."""
+    hardware_decode: bool = True
+    """The JPEG engine of a GPU that has one takes part in decoding."""
     workers: int | None = None
     """Threads of DALI or worker processes of Pillow; none: from the cores."""
     prefetch: int = 4

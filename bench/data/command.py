@@ -1,6 +1,5 @@
 """`misplace bench data`: the input pipeline, images a second, against what people use today."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +38,10 @@ class Options:
     """`poses` or `photographs`, at 500 x 375 pixels, or a folder."""
     pipeline: Literal["auto", "dali", "pillow"] = "auto"
     """Ours."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where ours decodes and augments."""
+    hardware_decode: bool = True
+    """A GPU's JPEG engine takes part."""
     workers: int = 2
     """Worker processes, or threads, of every side."""
     batch_size: int = 64
@@ -63,10 +66,10 @@ def main(argv: list[str]) -> int:
     peers = _peers(options)
     for target in filter(None, (options.json, options.csv)):
         results.check_target(target)
-    where = environment.describe(torch.device("cpu"))
+    where = environment.describe(torch.device(options.device))
     print(f"{where['device']}, {options.workers} workers a side, {where['versions']} {where['commit']}")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = images.make(options.images, Path(scratch))
+        folder = images.make(options.images, Path(scratch), few=options.tiny)
         open_peers = {
             name: partial(peer, folder, options.form, options.batch_size, options.workers)
             for name, peer in peers.items()
@@ -79,15 +82,15 @@ def main(argv: list[str]) -> int:
     for row in rows:
         print(line(row), flush=True)
     if options.json:
-        rates = {"images_per_s": {name: [1e3 / ms for ms in of_side] for name, of_side in samples.items()}}
-        plain = {"rows": [asdict(row) for row in rows], **rates}
-        options.json.write_text(json.dumps(plain, indent=1) + "\n")
+        results.write_json(options.json, rows)
     if options.csv:
         results.append_csv(options.csv, rows)
     return 0
 
 
 def _peers(options: Options) -> dict:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("bench data: --device cuda: no CUDA device here")
     names = options.against.split(",")
     if unknown := [name for name in names if name not in PEERS]:
         raise UserError(f"bench data: no peer {unknown[0]!r}; one of {', '.join(PEERS)}")
@@ -116,6 +119,8 @@ def _ours(folder: Path, options: Options) -> Open:
             seed=0,
             workers=options.workers,
             pipeline=pipeline,
+            device=torch.device(options.device),
+            hardware=options.hardware_decode,
         ) as batches:
             yield (len(batch.index) for batch in batches)
 
@@ -129,7 +134,8 @@ def _row(options: Options, peer: str, pace: Pace, where: dict[str, str]) -> Row:
         impl=choose_pipeline(options.pipeline),
         against=peer,
         mode=options.form,
-        shape=f"{options.images} 500x375 B={options.batch_size}",
+        shape=f"{options.images} 500x375 B={options.batch_size}"
+        + ("" if options.hardware_decode else " no JPEG engine"),
         dtype="uint8",
         ms=pace.ours.p50,
         p20=pace.ours.p20,

@@ -10,14 +10,17 @@ from misplace.engine.data.poses import render_images
 from misplace.engine.errors import UserError
 
 WIDTH, HEIGHT = 500, 375
-POSES, COPIES = 256, 8
+POSES, FEW, COPIES = 256, 8, 8
 POSES_QUALITY, PHOTOGRAPH_QUALITY = 90, 95
 
 
-def make(name: str, folder: Path) -> Path:
-    """The folder of the images called `name`: "poses" or "photographs", written below `folder`, or one's own."""
+def make(name: str, folder: Path, *, few: bool = False) -> Path:
+    """The folder of the images called `name`: "poses" or "photographs", written below `folder`, or one's own.
+
+    few: enough for a rehearsal.
+    """
     if name == "poses":
-        return poses(folder / name, POSES)
+        return poses(folder / name, FEW if few else POSES)
     if name == "photographs":
         return photographs(folder / name)
     if not Path(name).is_dir():

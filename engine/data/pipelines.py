@@ -49,6 +49,7 @@ def make_loader(
     worker_cores: Collection[int] | None = None,
     pipeline: str = "pillow",
     device: torch.device = CPU,
+    hardware: bool = True,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -56,7 +57,8 @@ def make_loader(
 
     batch_size: of all ranks together; num_views: those of image_size, without augment's local ones. workers:
     processes of Pillow, threads of DALI. prefetch: batches ahead, of each process of Pillow. device: DALI's views
-    are made there, Pillow's never leave the CPU. Raises UserError for what cannot be.
+    are made there, Pillow's never leave the CPU; hardware: a GPU's JPEG engine takes part. Raises UserError for what
+    cannot be.
     """
     settings = {
         "batch_size": batch_size, "num_views": num_views, "image_size": image_size, "augment": augment, "seed": seed,
@@ -69,5 +71,11 @@ def make_loader(
         )
     inputs = StepInputsOf(source, **settings)
     return DaliLoader(
-        inputs, start_step=start_step, threads=max(1, workers), prefetch=prefetch, cores=worker_cores, device=device
+        inputs,
+        start_step=start_step,
+        threads=max(1, workers),
+        prefetch=prefetch,
+        cores=worker_cores,
+        device=device,
+        hardware=hardware,
     )
