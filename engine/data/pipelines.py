@@ -29,10 +29,14 @@ def describe(pipeline: str, workers: int, device: torch.device) -> str:
     """The line that a run begins with. pipeline: as choose_pipeline gave it."""
     if pipeline == "dali":
         native = device.type == "cpu" and native_views.available()
-        views = "views by the native kernel" if native else f"views by DALI on the {device.type.replace('cuda', 'GPU')}"
-        return f"data: DALI, {max(1, workers)} threads, {views}"
+        views = "the native kernel" if native else f"DALI on the {'CPU' if device.type == 'cpu' else 'GPU'}"
+        return f"data: DALI, {_count(max(1, workers), 'thread')}, views by {views}"
     missing = why_unavailable()
-    return f"data: Pillow, {workers} worker processes" + (f" ({missing})" if missing else "")
+    return f"data: Pillow, {_count(workers, 'worker')}" + (f" ({missing})" if missing else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def make_loader(

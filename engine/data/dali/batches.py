@@ -37,6 +37,7 @@ class NativeBatches:
     def __init__(self, inputs: StepInputsOf, *, threads: int):
         self._inputs, self._threads = inputs, threads
         self._decoder = None  # started with the first file
+        self._decoded = None  # DALI's own list of the pictures that are being rendered: its memory is theirs
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="misplace-views")
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -48,7 +49,7 @@ class NativeBatches:
             given = following
 
     def close(self) -> None:
-        self._decoder = None
+        self._decoder = self._decoded = None
         self._pool.shutdown()
         self._inputs.close()
 
@@ -70,8 +71,8 @@ class NativeBatches:
         decoded = iter(())
         if any(sample.is_file for sample in given.samples):
             try:
-                (pictures,) = self._decoder.outputs()
-                decoded = iter(pictures)
+                (self._decoded,) = self._decoder.outputs()
+                decoded = iter(self._decoded)
             except RuntimeError:
                 self._decoder = None  # one that has failed gives nothing any more
                 given = self._inputs.decoded(step)
