@@ -25,7 +25,7 @@ EXTRAS = {
     "test": [
         "pytest", "pytest-xdist", "pytest-timeout", "pytest-instafail", "hypothesis", "scikit-learn", "timm",
         "torchvision", "ruff", "import-linter", "ninja", "pybind11",
-        "nvidia-dali-cuda130>=2.4; sys_platform == 'linux'", "webdataset", "braceexpand",
+        "webdataset", "braceexpand", "nvidia-dali-cuda130>=2.4; sys_platform == 'linux'",
     ],
 }  # fmt: skip
 DATA_FILES = {"engine": "report/*.*", "bench": "*.csv", "kernels.attention": "*.csv"}

@@ -10,6 +10,7 @@ from .registry import cases_of, op_names
 
 PYTHON = sys.executable
 MISPLACE = (PYTHON, "-m", "misplace.engine.cli")
+NO_ENGINE = "-no-jpeg-engine"
 PROFILED = ("moco_v3_dilemma", "moco_v3")  # the sparse and the dense step
 # peers beyond eager and compile, where a target names them
 AGAINST = {
@@ -64,6 +65,7 @@ def plan(options: Options, folder: Path, runs: Path) -> list[Step]:
         Step("sources", (PYTHON, "-m", "misplace.kernels.testing.nvcc", *sources), 0.3),
         Step("tests", (PYTHON, "-m", "pytest", *tests), 0.4),
         *[Step(f"bench-{op}", (*MISPLACE, *_bench(options, op, folder)), 0.15) for op in op_names()],
+        *[Step(f"bench-data{name}", (*MISPLACE, *_bench_data(options, folder, name)), 0.1) for name in ("", NO_ENGINE)],
         Step("pretrain", (*MISPLACE, *pretrain, "--out", str(runs / "pretrain")), 0.2),
         *[
             Step(
@@ -94,6 +96,18 @@ def _bench(options: Options, op: str, folder: Path) -> tuple[str, ...]:
     against = ",".join(peer for peer in AGAINST.get(op, ("eager", "compile")) if peer in peers)
     rehearsed = ("--tiny", "--rounds", "3") if options.device == "cpu" else ("--against", against)
     return ("bench", op, "--device", options.device, "--json", str(folder / f"bench-{op}.json"), *rehearsed)
+
+
+def _bench_data(options: Options, folder: Path, name: str) -> tuple[str, ...]:
+    """The input pipeline, with the GPU's JPEG engine and without."""
+    engine = ("--no-hardware-decode",) if name == NO_ENGINE else ()
+    brief = (
+        ("--tiny",)
+        if options.device == "cpu"
+        else ("--rounds", "2", "--seconds", "2", "--batch-size", "256", "--workers", "8")
+    )
+    record = ("--json", str(folder / f"bench-data{name}.json"))
+    return ("bench", "data", "--device", options.device, *engine, *brief, *record)
 
 
 def _brief(options: Options) -> tuple[str, ...]:

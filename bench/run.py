@@ -22,7 +22,10 @@ from .results import Row
 
 @dataclass(frozen=True)
 class Options:
-    """Measure ops: ours and the peer alternate in one process, and an op that is wrong gets no number."""
+    """Measure ops: ours and the peer alternate in one process, and an op that is wrong gets no number.
+
+    `misplace bench data` measures how fast images are decoded and augmented: see its own --help.
+    """
 
     ops: Positional[tuple[str, ...]] = ()
     """Ops to measure; none: all."""
@@ -51,6 +54,10 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """0 when everything asked for was measured, 1 when an implementation was wrong or something did not fit."""
+    if argv and argv[0] == "data":
+        from .data.command import main as bench_data
+
+        return bench_data(argv[1:])
     options = parse(Options, argv, prog="misplace bench")
     _check_numbers(options)
     device = _device(options.device)

@@ -45,11 +45,13 @@ class DataConfig:
     """Where images come from and how they become views."""
 
     source: Annotated[str, arg(aliases=["--data"])] = "poses"
-    """An image folder, `fashion-mnist` or `poses`."""
+    """An image folder, tar shards, `fashion-mnist` or `poses`."""
     batch_size: int = 256
     """Images per step, all devices together."""
     pipeline: Literal["auto", "dali", "pillow"] = "auto"
     """Who decodes and augments; auto: DALI where it is installed."""
+    hardware_decode: bool = True
+    """The JPEG engine of a GPU that has one takes part in decoding."""
     workers: int | None = None
     """Threads of DALI or worker processes of Pillow; none: from the cores."""
     prefetch: int = 4

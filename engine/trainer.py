@@ -157,6 +157,7 @@ class Trainer:
             worker_cores=self.worker_cores,
             pipeline=data.pipeline,
             device=torch.device(self.config.run.device),
+            hardware=data.hardware_decode,
         )
 
     def _step_queue(self) -> StepQueue | None:

@@ -4,16 +4,15 @@ The patch projection and the sin-cos table are frozen and no gradient is asked o
 """
 
 import importlib
-import sys
 import types
 
 import torch
 from torch import Tensor, nn
 
-from misplace.engine.errors import UserError
 from misplace.engine.models import MODEL_SIZES
 
 from . import compiled
+from .torchvision_import import import_torchvision
 
 # name of a peer -> (attention, mode of torch.compile or None for eager, autocast to bf16)
 FORMS = {
@@ -30,16 +29,8 @@ FORMS = {
 
 
 def import_timm() -> types.ModuleType:
-    """timm, also where torchvision is a CUDA build beside a CPU torch: its operators' descriptions are left out."""
-    try:
-        importlib.import_module("torchvision")
-    except ImportError as error:
-        raise UserError(f"bench: a peer needs timm and torchvision ({error}); pip install timm torchvision") from None
-    except RuntimeError as error:
-        if "operator torchvision::" not in str(error):
-            raise
-        name = "torchvision._meta_registrations"
-        sys.modules[name] = types.ModuleType(name)
+    """timm, which imports torchvision."""
+    import_torchvision()
     return importlib.import_module("timm")
 
 

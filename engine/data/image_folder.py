@@ -56,7 +56,7 @@ class ImageFolder:
     def classes_in(root: Path) -> tuple[str, ...]:
         """The names of the subfolders, sorted. UserError where root is not a folder that can be read."""
         if not root.exists():
-            raise UserError(f"{root} does not exist: give an image folder, fashion-mnist or poses")
+            raise UserError(f"{root} does not exist: give an image folder, tar shards, fashion-mnist or poses")
         if not root.is_dir():
             raise UserError(f"{root} is a file: give the folder of the images")
         return tuple(entry.name for entry in _entries(root) if os.path.isdir(entry.path))

@@ -29,10 +29,14 @@ def describe(pipeline: str, workers: int, device: torch.device) -> str:
     """The line that a run begins with. pipeline: as choose_pipeline gave it."""
     if pipeline == "dali":
         native = device.type == "cpu" and native_views.available()
-        views = "views by the native kernel" if native else f"views by DALI on the {device.type.replace('cuda', 'GPU')}"
-        return f"data: DALI, {max(1, workers)} threads, {views}"
+        views = "the native kernel" if native else f"DALI on the {'CPU' if device.type == 'cpu' else 'GPU'}"
+        return f"data: DALI, {_count(max(1, workers), 'thread')}, views by {views}"
     missing = why_unavailable()
-    return f"data: Pillow, {workers} worker processes" + (f" ({missing})" if missing else "")
+    return f"data: Pillow, {_count(workers, 'worker')}" + (f" ({missing})" if missing else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def make_loader(
@@ -49,6 +53,7 @@ def make_loader(
     worker_cores: Collection[int] | None = None,
     pipeline: str = "pillow",
     device: torch.device = CPU,
+    hardware: bool = True,
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
@@ -56,7 +61,8 @@ def make_loader(
 
     batch_size: of all ranks together; num_views: those of image_size, without augment's local ones. workers:
     processes of Pillow, threads of DALI. prefetch: batches ahead, of each process of Pillow. device: DALI's views
-    are made there, Pillow's never leave the CPU. Raises UserError for what cannot be.
+    are made there, Pillow's never leave the CPU; hardware: a GPU's JPEG engine takes part. Raises UserError for what
+    cannot be.
     """
     settings = {
         "batch_size": batch_size, "num_views": num_views, "image_size": image_size, "augment": augment, "seed": seed,
@@ -69,5 +75,11 @@ def make_loader(
         )
     inputs = StepInputsOf(source, **settings)
     return DaliLoader(
-        inputs, start_step=start_step, threads=max(1, workers), prefetch=prefetch, cores=worker_cores, device=device
+        inputs,
+        start_step=start_step,
+        threads=max(1, workers),
+        prefetch=prefetch,
+        cores=worker_cores,
+        device=device,
+        hardware=hardware,
     )

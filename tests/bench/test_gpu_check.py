@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from misplace.bench import build_info, gpu_check, run
+from misplace.bench.data import command as data_command
 from misplace.bench.gpu_check import Step
 from misplace.bench.profile.command import configure as configure_profile
 from misplace.bench.registry import cases_of, op_names
@@ -36,7 +37,7 @@ def test_refuses_without_cuda_in_one_line(tmp_path):
 def test_dry_run_shows_every_step_and_writes_nothing(tmp_path, capsys):
     assert gpu_check.main(["--dry-run", "--out", str(tmp_path / "record")]) == 0
     lines = {line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines()}
-    benches = [f"bench-{op}" for op in op_names()]
+    benches = [f"bench-{name}" for name in (*op_names(), "data", "data-no-jpeg-engine")]
     profiles = ["profile-moco_v3_dilemma", "profile-moco_v3"]
     assert list(lines) == ["build", "info", "sources", "tests", *benches, "pretrain", *profiles]
     assert "setup.py build_ext --inplace" in lines["build"]
@@ -68,6 +69,9 @@ def test_planned_commands_are_understood(tmp_path, rehearsed):
     assert bench.ops == ("token_plan",)
     assert bench.tiny is (device == "cpu")
     assert bench.json == tmp_path / "bench-token_plan.json"
+    command = steps["bench-data-no-jpeg-engine"]
+    bench = parse(data_command.Options, list(command[command.index("data") + 1 :]), prog="bench data")
+    assert bench.device == device and not bench.hardware_decode and bench.tiny is (device == "cpu")
 
 
 def test_every_planned_peer_exists(tmp_path):

@@ -140,6 +140,41 @@ def test_more_bad_files_than_the_threshold_stop_the_run(one_percent_bad, tmp_pat
     assert len(lines) == 1 and "max-bad-share" in lines[0]
 
 
+@pytest.fixture
+def forty_bad(make_image, bad_files, tmp_path):
+    """2,000 files, 40 of which cannot be used: five of each of eight kinds, in two classes."""
+    root = tmp_path / "images"
+    for name in ("good", "bad"):
+        (root / name).mkdir(parents=True)
+    good = [make_image(i, (24, 24)) for i in range(20)]
+    for i in range(1960):
+        (root / "good" / f"{i:04}.jpg").write_bytes(good[i % 20])
+    assert len(bad_files) == 8
+    for name, (data, _) in bad_files.items():
+        for i in range(5):
+            (root / "bad" / f"{i}-{name}").write_bytes(data)
+    return root
+
+
+@pytest.mark.parametrize("pipeline", ["dali", "pillow"])
+def test_forty_bad_files_of_eight_kinds(forty_bad, bad_files, tmp_path, capfd, pipeline):
+    """All are named in one epoch and verified ahead, none is fatal below the threshold, one line above it."""
+    if pipeline == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    options = ["--data.pipeline", pipeline, "--data.batch-size", "250", "--steps", "8"]
+    assert tiny("moco_v3", forty_bad, tmp_path / "run", *options, "--data.max-bad-share", "0.02") == 0
+    named = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").open()]
+    assert sorted(line["path"].rpartition("/")[2] for line in named) == sorted(
+        f"{i}-{name}" for name in bad_files for i in range(5)
+    )
+    assert all(line["reason"].startswith(bad_files[line["path"].rpartition("-")[2]][1]) for line in named)
+    line = refused(
+        capfd, "pretrain", "moco_v3", *TINY, *options, "--data", forty_bad, "--out", tmp_path / "other",
+        "--data.max-bad-share", "0.01",
+    )  # fmt: skip
+    assert "of 2000 images cannot be read" in line and "max-bad-share" in line
+
+
 def test_data_verify_names_bad_files(one_percent_bad, capfd):
     assert main(["data", "verify", str(one_percent_bad)]) == 1
     out = capfd.readouterr().out

@@ -113,6 +113,15 @@ def test_each_operation_agrees_with_pillows(photographs, operation):
     assert found.mean() <= mean and found.max() <= largest
 
 
+def test_jitter_as_a_gpu_computes_it(photographs, monkeypatch):
+    """The offset added apart, since it is on the GPU where an operator's own offset has to come from the host."""
+    recolour = graph._recolour
+    monkeypatch.setattr(graph, "_recolour", lambda view, on_gpu, given: recolour(view, True, given))
+    _, mean, largest = OPERATIONS["jitter"]
+    found = differences(photographs, dataclasses.replace(PLAIN, jitter_p=1.0))
+    assert found.mean() <= mean and found.max() <= largest
+
+
 def test_decoding_is_pillows_to_the_bit(photographs):
     """Also where a resize to the picture's own size shows every pixel."""
     root = photographs.root
@@ -297,6 +306,17 @@ def test_what_stops_a_step_is_raised_from_next(tmp_path, photographs):
         pytest.raises(UserError, match="too many images in a row"),
     ):
         next(made)
+
+
+def test_a_run_says_who_makes_its_views(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(native_views, "available", lambda: True)
+    assert pipelines.describe("dali", 0, cpu) == "data: DALI, 1 thread, views by the native kernel"
+    assert pipelines.describe("dali", 2, gpu) == "data: DALI, 2 threads, views by DALI on the GPU"
+    monkeypatch.setattr(native_views, "available", lambda: False)
+    assert pipelines.describe("dali", 2, cpu) == "data: DALI, 2 threads, views by DALI on the CPU"
+    monkeypatch.setattr(pipelines, "why_unavailable", lambda: "DALI is not installed: pip install x")
+    assert pipelines.describe("pillow", 1, cpu) == "data: Pillow, 1 worker (DALI is not installed: pip install x)"
 
 
 def test_a_missing_dali_is_one_line(monkeypatch):

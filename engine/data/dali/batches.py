@@ -22,11 +22,13 @@ NO_FILE = np.zeros(1, dtype=np.uint8)
 ROWS_AT_ONCE = 4  # that a thread renders between two looks at what is left
 
 
-def make_batches(inputs: StepInputsOf, *, threads: int, device: torch.device) -> "GraphBatches | NativeBatches":
+def make_batches(
+    inputs: StepInputsOf, *, threads: int, device: torch.device, hardware: bool
+) -> "GraphBatches | NativeBatches":
     """What suits the device. To be used in one thread."""
     if device.type == "cpu" and native_views.available():
         return NativeBatches(inputs, threads=threads)
-    return GraphBatches(inputs, threads=threads, device=device)
+    return GraphBatches(inputs, threads=threads, device=device, hardware=hardware)
 
 
 class NativeBatches:
@@ -35,6 +37,7 @@ class NativeBatches:
     def __init__(self, inputs: StepInputsOf, *, threads: int):
         self._inputs, self._threads = inputs, threads
         self._decoder = None  # started with the first file
+        self._decoded = None  # DALI's own list of the pictures that are being rendered: its memory is theirs
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="misplace-views")
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -46,7 +49,7 @@ class NativeBatches:
             given = following
 
     def close(self) -> None:
-        self._decoder = None
+        self._decoder = self._decoded = None
         self._pool.shutdown()
         self._inputs.close()
 
@@ -68,8 +71,8 @@ class NativeBatches:
         decoded = iter(())
         if any(sample.is_file for sample in given.samples):
             try:
-                (pictures,) = self._decoder.outputs()
-                decoded = iter(pictures)
+                (self._decoded,) = self._decoder.outputs()
+                decoded = iter(self._decoded)
             except RuntimeError:
                 self._decoder = None  # one that has failed gives nothing any more
                 given = self._inputs.decoded(step)
@@ -93,8 +96,8 @@ class NativeBatches:
 class GraphBatches:
     """DALI does everything, and has graph.QUEUE steps in hand."""
 
-    def __init__(self, inputs: StepInputsOf, *, threads: int, device: torch.device):
-        self._inputs, self._threads, self._device = inputs, threads, device
+    def __init__(self, inputs: StepInputsOf, *, threads: int, device: torch.device, hardware: bool = True):
+        self._inputs, self._threads, self._device, self._hardware = inputs, threads, device, hardware
         self._pending: deque[tuple[int, StepInputs]] = deque()
         self._no_picture = np.zeros((1, 1, inputs.source.channels), dtype=np.uint8)
 
@@ -117,6 +120,7 @@ class GraphBatches:
             batch_size=inputs.order.batch_size // inputs.order.world_size,
             threads=self._threads,
             device_id=(self._device.index or 0) if self._device.type == "cuda" else None,
+            hardware=self._hardware,
         )
 
     def _schedule(self, step: int, given: StepInputs) -> None:

@@ -12,11 +12,17 @@ QUEUE = 2  # steps in the hands of a graph of views at once
 
 
 def build_views(
-    kinds: tuple[ViewKind, ...], augment: AugmentConfig, *, batch_size: int, threads: int, device_id: int | None
+    kinds: tuple[ViewKind, ...],
+    augment: AugmentConfig,
+    *,
+    batch_size: int,
+    threads: int,
+    device_id: int | None,
+    hardware: bool = True,
 ):
     """A built nvidia.dali Pipeline with one output uint8 [S, S, C] per view, and the names of its inputs.
 
-    device_id: of the GPU to decode and augment on; None: on the CPU.
+    device_id: of the GPU to decode and augment on; None: on the CPU. hardware: the GPU's own JPEG engine takes part.
     """
     from nvidia.dali import pipeline_def
 
@@ -31,7 +37,7 @@ def build_views(
         seed=0,
     )
     inputs: list[str] = []
-    pipeline = graph(kinds, augment, device_id is not None, inputs)
+    pipeline = graph(kinds, augment, device_id is not None, hardware, inputs)
     pipeline.build()
     return pipeline, inputs
 
@@ -51,7 +57,7 @@ def build_decoder(channels: int, *, batch_size: int, threads: int):
     return pipeline
 
 
-def _views(kinds, augment, on_gpu, inputs):
+def _views(kinds, augment, on_gpu, hardware, inputs):
     """The graph. DALI reads the `if`s below as choices that each sample makes for itself."""
     from nvidia.dali import fn, types
 
@@ -65,7 +71,8 @@ def _views(kinds, augment, on_gpu, inputs):
     if on_gpu:
         picture = picture.gpu()
     if is_file:
-        image = fn.decoders.image(file, device="mixed" if on_gpu else "cpu", adjust_orientation=False)
+        engine = {} if hardware or not on_gpu else {"hw_decoder_load": 0.0}
+        image = fn.decoders.image(file, device="mixed" if on_gpu else "cpu", adjust_orientation=False, **engine)
     else:
         image = picture
     views = []

@@ -20,8 +20,8 @@ class DaliLoader:
     """An endless iterator of the batches of steps start_step, start_step + 1, ...; a context manager.
 
     threads: that decode and augment. prefetch: batches ready ahead, beside the one or two in the making. cores: where
-    those threads may run; none: where this process may. device: the views are made there, and stay. Raises from
-    `next` what the step's samples raise.
+    those threads may run; none: where this process may. device: the views are made there, and stay. hardware: a GPU's
+    JPEG engine takes part. Raises from `next` what the step's samples raise.
     """
 
     def __init__(
@@ -33,11 +33,12 @@ class DaliLoader:
         prefetch: int = 2,
         cores: Collection[int] | None = None,
         device: torch.device = CPU,
+        hardware: bool = True,
     ):
         self.steps_per_epoch = inputs.order.steps_per_epoch
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(prefetch)
         self._closing = threading.Event()
-        maker = make_batches(inputs, threads=threads, device=device)
+        maker = make_batches(inputs, threads=threads, device=device, hardware=hardware)
         self._thread = threading.Thread(
             target=self._run, args=(maker, start_step, cores), name="misplace-dali", daemon=True
         )

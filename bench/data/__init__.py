@@ -1,0 +1,1 @@
+"""Images a second of the input pipeline, ours and others'."""
