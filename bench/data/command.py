@@ -61,9 +61,9 @@ class Options:
 def main(argv: list[str]) -> int:
     """0 once everything was measured."""
     options = parse(Options, argv, prog="misplace bench data")
+    peers = _peers(options)
     if options.tiny:
         options = Options(**{**asdict(options), "rounds": 1, "seconds": 0.05, "batch_size": 4})
-    peers = _peers(options)
     for target in filter(None, (options.json, options.csv)):
         results.check_target(target)
     where = environment.describe(torch.device(options.device))
