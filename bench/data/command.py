@@ -1,29 +1,43 @@
 """`misplace bench data`: the input pipeline, images a second, against what people use today."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from tyro.conf import arg
 
 from misplace.engine.commands.parsing import parse
-from misplace.engine.data import AugmentConfig, choose_pipeline, make_loader, open_source
+from misplace.engine.data import choose_pipeline, make_loader, open_source
 from misplace.engine.errors import UserError
 
-from .. import environment, results
+from .. import results
 from ..peers import dali_data, torchvision_data
-from ..results import Row
 from . import images
-from .segments import Open, Pace, measure, paces
+from .cores import pinned_cores
+from .forms import FORMS, IMAGE_SIZE, NUM_VIEWS
+from .rows import line, row, where_measured
+from .segments import Open, measure, paces
 
-PEERS = {"torchvision": torchvision_data.loader, "dali-plain": dali_data.loader}
-FORMS = {"two-views": AugmentConfig(), "multi-crop": AugmentConfig(crop_scale=(0.25, 1.0), local_views=8)}
-WARM_UP = 6  # batches: more than any side holds ready
+
+class Peer(NamedTuple):
+    """check: UserError where it cannot run; loader: as torchvision_data.loader."""
+
+    check: Callable[[], None]
+    loader: Callable
+
+
+PEERS = {
+    "torchvision": Peer(torchvision_data.check, torchvision_data.loader),
+    "torchvision-bilinear": Peer(torchvision_data.check, partial(torchvision_data.loader, cubic=False)),
+    "dali-plain": Peer(dali_data.check, dali_data.loader),
+    "dali-plain-linear": Peer(dali_data.check, partial(dali_data.loader, cubic=False)),
+}
+HELD_READY = 2  # batches, by each worker of any side
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,8 @@ class Options:
     """Measure the input pipeline: ours and each peer in turn, each alone on the machine."""
 
     against: str = "torchvision"
-    """Peers, with commas: torchvision (a DataLoader of PIL pictures), dali-plain (DALI as its tutorials use it)."""
+    """Peers, with commas: torchvision (a DataLoader of PIL pictures), dali-plain (DALI as its tutorials use it), each
+    with a bicubic resize as ours; torchvision-bilinear and dali-plain-linear resize as they do unasked."""
     form: Literal["two-views", "multi-crop"] = "two-views"
     """MoCo v3's two views of 224 pixels, or those and eight of 96."""
     images: str = "poses"
@@ -61,26 +76,43 @@ class Options:
 def main(argv: list[str]) -> int:
     """0 once everything was measured."""
     options = parse(Options, argv, prog="misplace bench data")
-    if options.tiny:
-        options = Options(**{**asdict(options), "rounds": 1, "seconds": 0.05, "batch_size": 4})
     peers = _peers(options)
+    if options.tiny:
+        options = replace(options, rounds=1, seconds=0.05, batch_size=4)
     for target in filter(None, (options.json, options.csv)):
         results.check_target(target)
-    where = environment.describe(torch.device(options.device))
-    print(f"{where['device']}, {options.workers} workers a side, {where['versions']} {where['commit']}")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = images.make(options.images, Path(scratch), few=options.tiny)
-        open_peers = {
-            name: partial(peer, folder, options.form, options.batch_size, options.workers)
-            for name, peer in peers.items()
-        }
-        warm_up = 1 if options.tiny else WARM_UP
-        samples = measure(
-            _ours(folder, options), open_peers, rounds=options.rounds, seconds=options.seconds, warm_up=warm_up
+    where = where_measured(torch.device(options.device))
+    with tempfile.TemporaryDirectory() as scratch, pinned_cores(options.workers) as cores:
+        print(
+            f"{where['device']}, {options.workers} workers a side, {cores} cores, {where['versions']} {where['commit']}"
         )
-    rows = [_row(options, name, pace, where) for name, pace in paces(samples).items()]
-    for row in rows:
-        print(line(row), flush=True)
+        folder = images.make(options.images, Path(scratch), few=options.tiny)
+        samples = measure(
+            _ours(folder, options),
+            {
+                name: partial(peer.loader, folder, options.form, options.batch_size, options.workers)
+                for name, peer in peers.items()
+            },
+            rounds=options.rounds,
+            seconds=options.seconds,
+            warm_up=1 if options.tiny else (HELD_READY + 1) * options.workers,
+            together=options.workers,
+            after_round=_say_round,
+        )
+    rows = [
+        row(
+            name,
+            pace,
+            impl=choose_pipeline(options.pipeline),
+            mode=options.form,
+            shape=_shape(options),
+            threads=options.workers,
+            **where,
+        )
+        for name, pace in paces(samples).items()
+    ]
+    for measured in rows:
+        print(line(measured), flush=True)
     if options.json:
         results.write_json(options.json, rows)
     if options.csv:
@@ -88,7 +120,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _peers(options: Options) -> dict:
+def _peers(options: Options) -> dict[str, Peer]:
+    """Those asked for. UserError for a mistake, and for what is not installed, before minutes are spent."""
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("bench data: --device cuda: no CUDA device here")
     names = options.against.split(",")
@@ -101,7 +134,13 @@ def _peers(options: Options) -> dict:
     ):
         if value < low:
             raise UserError(f"bench data: --{name} {value}: must be {low} or more")
+    for name in names:
+        PEERS[name].check()
     return {name: PEERS[name] for name in names}
+
+
+def _say_round(of_round: dict[str, float]) -> None:
+    print(", ".join(f"{name} {1e3 / ms:.0f}" for name, ms in of_round.items()), "images/s", flush=True)
 
 
 def _ours(folder: Path, options: Options) -> Open:
@@ -113,8 +152,8 @@ def _ours(folder: Path, options: Options) -> Open:
         with make_loader(
             source,
             batch_size=options.batch_size,
-            num_views=2,
-            image_size=224,
+            num_views=NUM_VIEWS,
+            image_size=IMAGE_SIZE,
             augment=FORMS[options.form],
             seed=0,
             workers=options.workers,
@@ -127,43 +166,6 @@ def _ours(folder: Path, options: Options) -> Open:
     return loader
 
 
-def _row(options: Options, peer: str, pace: Pace, where: dict[str, str]) -> Row:
-    noise = max(pace.itself.p80, 1 / pace.itself.p20)
-    return Row(
-        op="data",
-        impl=choose_pipeline(options.pipeline),
-        against=peer,
-        mode=options.form,
-        shape=f"{options.images} 500x375 B={options.batch_size}"
-        + ("" if options.hardware_decode else " no JPEG engine"),
-        dtype="uint8",
-        ms=pace.ours.p50,
-        p20=pace.ours.p20,
-        p80=pace.ours.p80,
-        against_ms=pace.against.p50,
-        against_p20=pace.against.p20,
-        against_p80=pace.against.p80,
-        ratio=pace.ratio,
-        self_p20=pace.itself.p20,
-        self_p80=pace.itself.p80,
-        counts=max(pace.ratio, 1 / pace.ratio) > noise,
-        error=0.0,
-        gb_s=0.0,
-        tflop_s=0.0,
-        floor_share=0.0,
-        device=where["device"],
-        threads=options.workers,
-        driver=where["driver"],
-        versions=where["versions"],
-        commit=where["commit"],
-        date=where["date"],
-    )
-
-
-def line(row: Row) -> str:
-    """A row for the eye."""
-    noise, verdict = max(row.self_p80, 1 / row.self_p20) - 1, "" if row.counts else ", within noise"
-    return (
-        f"{row.op} {row.impl} {row.mode} {row.shape}: {1e3 / row.ms:.0f} images/s, {row.against} "
-        f"{1e3 / row.against_ms:.0f} images/s, {row.ratio:.2f}x (itself ±{noise:.0%}{verdict})"
-    )
+def _shape(options: Options) -> str:
+    size = f" {images.WIDTH}x{images.HEIGHT}" if options.images in images.NAMES else ""
+    return f"{options.images}{size} B={options.batch_size}" + ("" if options.hardware_decode else " no JPEG engine")

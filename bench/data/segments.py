@@ -23,26 +23,41 @@ class Pace(NamedTuple):
 
 
 def measure(
-    ours: Open, peers: Mapping[str, Open], *, rounds: int, seconds: float, warm_up: int
+    ours: Open,
+    peers: Mapping[str, Open],
+    *,
+    rounds: int,
+    seconds: float,
+    warm_up: int,
+    together: int = 1,
+    after_round: Callable[[dict[str, float]], None] = lambda of_round: None,
 ) -> dict[str, list[float]]:
-    """ms per image of OURS, AGAIN (ours once more) and each peer, a sample a round; each starts with another side."""
+    """ms per image, a sample a round, of OURS, AGAIN (ours once more) and each peer; every round starts with another.
+
+    after_round: called with the round's samples. The rest as in `segment`.
+    """
     sides = {OURS: ours, **peers, AGAIN: ours}
     names, samples = list(sides), {name: [] for name in sides}
     for round_ in range(rounds):
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
-            samples[name].append(segment(sides[name], seconds=seconds, warm_up=warm_up))
+            samples[name].append(segment(sides[name], seconds=seconds, warm_up=warm_up, together=together))
+        after_round({name: samples[name][-1] for name in names})
     return samples
 
 
-def segment(open_side: Open, *, seconds: float, warm_up: int) -> float:
-    """ms per image over at least `seconds` of taking batches, after `warm_up` of them; the loader is closed then."""
+def segment(open_side: Open, *, seconds: float, warm_up: int, together: int = 1) -> float:
+    """ms per image over at least `seconds` of taking batches, after `warm_up` of them; the loader is closed then.
+
+    together: batches are counted in such groups. Worker processes finish at about the same time, and a segment that
+    ended with the first of them would have waited for all and counted one.
+    """
     with open_side() as batches:
-        for _ in range(warm_up):
+        for _ in range(-(-warm_up // together) * together):
             next(batches)
         images, start = 0, time.perf_counter()
         while (now := time.perf_counter()) - start < seconds or not images:
-            images += next(batches)
+            images += sum(next(batches) for _ in range(together))
         now = time.perf_counter()
     return (now - start) / images * 1e3
 

@@ -9,6 +9,10 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
+from misplace.engine.data.augmentation import ViewKind
+
+from ..data.forms import kinds
+from ..data.images import files_of
 from .torchvision_import import import_torchvision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -17,7 +21,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Pictures(Dataset):
     """Every picture of a folder as its views, round and round."""
 
-    def __init__(self, files: list[Path], views: list):
+    def __init__(self, files: list[str], views: list):
         self.files, self.views = files, views
 
     def __len__(self) -> int:
@@ -33,18 +37,19 @@ def _blur(picture: Image.Image) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-def transform(size: int, scale: tuple[float, float], blur_p: float, solarize_p: float):
-    """One view of MoCo v3 (BYOL) [S]."""
+def transform(kind: ViewKind, *, cubic: bool):
+    """One view of MoCo v3 (BYOL) or DINO [S]."""
     import_torchvision()
     from torchvision import transforms as T
 
+    interpolation = T.InterpolationMode.BICUBIC if cubic else T.InterpolationMode.BILINEAR
     return T.Compose(
         [
-            T.RandomResizedCrop(size, scale=scale, interpolation=T.InterpolationMode.BICUBIC),
+            T.RandomResizedCrop(kind.size, scale=kind.crop_scale, interpolation=interpolation),
             T.RandomApply([T.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
             T.RandomGrayscale(p=0.2),
-            T.RandomApply([T.Lambda(_blur)], p=blur_p),
-            T.RandomApply([T.Lambda(ImageOps.solarize)], p=solarize_p),
+            T.RandomApply([T.Lambda(_blur)], p=kind.blur_p),
+            T.RandomApply([T.Lambda(ImageOps.solarize)], p=kind.solarize_p),
             T.RandomHorizontalFlip(),
             T.ToTensor(),
             T.Normalize(MEAN, STD),
@@ -52,19 +57,21 @@ def transform(size: int, scale: tuple[float, float], blur_p: float, solarize_p: 
     )
 
 
-def views_of(form: str) -> list:
-    """MoCo v3's two views, or DINO's two and eight."""
-    if form == "two-views":
-        return [transform(224, (0.08, 1.0), 1.0, 0.0), transform(224, (0.08, 1.0), 0.1, 0.2)]
-    large = [transform(224, (0.25, 1.0), 1.0, 0.0), transform(224, (0.25, 1.0), 0.1, 0.2)]
-    return large + [transform(96, (0.05, 0.25), 0.5, 0.0)] * 8
+def views_of(form: str, *, cubic: bool = True) -> list:
+    """A transform for each view."""
+    return [transform(kind, cubic=cubic) for kind in kinds(form)]
+
+
+def check() -> None:
+    """UserError where torchvision is missing."""
+    import_torchvision()
 
 
 @contextmanager
-def loader(folder: Path, form: str, batch_size: int, workers: int) -> Iterator[Iterator[int]]:
-    """Yields how many images each batch has."""
+def loader(folder: Path, form: str, batch_size: int, workers: int, *, cubic: bool = True) -> Iterator[Iterator[int]]:
+    """Yields how many images each batch has. cubic: the resize, as ours and DINO's; else bilinear, as MoCo v3's."""
     data = DataLoader(
-        Pictures(sorted(folder.rglob("*.jpg")), views_of(form)),
+        Pictures(files_of(folder), views_of(form, cubic=cubic)),
         batch_size=batch_size,
         shuffle=False,  # as many reads as shuffled, and no permutation of millions to draw first
         num_workers=workers,
