@@ -1,9 +1,9 @@
 """`misplace bench data`: sides never run at once, a slower one is told, and the peers make the views they say."""
 
 import importlib.metadata
+import itertools
 import json
 import math
-import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,13 +27,18 @@ def folder(tmp_path):
     return root
 
 
-class Log:
-    """Fake loaders that write down when each is open; `slow` takes ten times as long."""
+TICK = 1 / 1024  # s
+
+
+class Sides:
+    """Fake loaders that move a clock of their own, and write down when each is open."""
 
     def __init__(self):
-        self.entries, self.open = [], set()
+        self.now, self.entries, self.open = 0.0, [], set()
 
-    def side(self, name, seconds=0.001):
+    def side(self, name, ticks=(1,), sizes=(4,), first=()):
+        """Batches of `sizes` images in turn that take `ticks`, after those that take `first`."""
+
         @contextmanager
         def loader():
             assert not self.open, f"{name} opened while {self.open} is open"
@@ -41,9 +46,9 @@ class Log:
             self.entries.append(name)
 
             def batches():
-                while True:
-                    time.sleep(seconds)
-                    yield 4
+                for wait, size in zip(itertools.chain(first, itertools.cycle(ticks)), itertools.cycle(sizes)):
+                    self.now += wait * TICK
+                    yield size
 
             yield batches()
             self.open.remove(name)
@@ -51,39 +56,43 @@ class Log:
         return loader
 
 
-def test_sides_take_turns_alone_and_each_begins_a_round():
-    log = Log()
+@pytest.fixture
+def sides(monkeypatch):
+    made = Sides()
+    monkeypatch.setattr(segments.time, "perf_counter", lambda: made.now)
+    return made
+
+
+def test_sides_take_turns_alone_and_each_begins_a_round(sides):
+    peers = {name: sides.side(name) for name in ("a", "b")}
+    heard = []
     samples = segments.measure(
-        log.side("ours"), {"a": log.side("a"), "b": log.side("b")}, rounds=4, seconds=0.005, warm_up=1
+        sides.side("ours"), peers, rounds=4, seconds=8 * TICK, warm_up=1, after_round=heard.append
     )
-    rounds = [log.entries[i : i + 4] for i in range(0, 16, 4)]
+    rounds = [sides.entries[i : i + 4] for i in range(0, 16, 4)]
     assert rounds[0] == ["ours", "a", "b", "ours"] and rounds[1] == ["a", "b", "ours", "ours"]
     assert {tuple(sorted(names)) for names in rounds} == {("a", "b", "ours", "ours")}
     assert {name: len(values) for name, values in samples.items()} == {"ours": 4, "a": 4, "b": 4, "again": 4}
+    assert [list(of_round) for of_round in heard] == [list(samples)] * 4
 
 
-def test_a_slower_peer_is_told_and_warm_up_is_not_counted():
-    def loader():
-        yield from (0.05, 0.05)  # batches that are not there yet
-        while True:
-            yield 0.002
-
-    @contextmanager
-    def ours():
-        yield (time.sleep(wait) or 4 for wait in loader())
-
-    log = Log()
-    samples = segments.measure(ours, {"slow": log.side("slow", 0.02)}, rounds=3, seconds=0.03, warm_up=2)
+def test_a_slower_peer_is_told_and_warm_up_is_not_counted(sides):
+    ours = sides.side("ours", first=(500, 500))  # batches that are not there yet
+    samples = segments.measure(ours, {"slow": sides.side("slow", ticks=(8,))}, rounds=3, seconds=64 * TICK, warm_up=2)
     pace = segments.paces(samples)["slow"]
-    assert 4 < pace.ratio < 12 and pace.ours.p50 < 1.5 < pace.against.p50
+    assert (pace.ratio, pace.ours.p50, pace.against.p50) == (8, TICK / 4 * 1e3, 8 * TICK / 4 * 1e3)
+    assert pace.itself == (1, 1, 1)
 
 
-def test_a_segment_counts_images_not_batches():
-    @contextmanager
-    def loader():
-        yield (time.sleep(0.001) or size for size in (7, 1) * 10_000)
+def test_a_segment_counts_images_not_batches(sides):
+    assert segments.segment(sides.side("a", sizes=(7, 1)), seconds=64 * TICK, warm_up=0) == 64 * TICK / 256 * 1e3
 
-    assert segments.segment(loader, seconds=0.05, warm_up=0) == pytest.approx(1.1 / 4, rel=0.5)
+
+def test_batches_of_workers_that_finish_together_are_counted_together(sides):
+    """Two workers: nothing for nine ticks, then two batches at once. Half a group would look twice as slow or fast."""
+    bursts = sides.side("a", ticks=(9, 1))
+    for seconds in (5 * TICK, 9 * TICK, 55 * TICK):
+        assert segments.segment(bursts, seconds=seconds, warm_up=1, together=2) == 10 * TICK / 8 * 1e3
 
 
 @pytest.mark.parametrize("form, sizes", [("two-views", [224] * 2), ("multi-crop", [224] * 2 + [96] * 8)])
