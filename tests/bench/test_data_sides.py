@@ -93,16 +93,16 @@ def test_nothing_of_a_side_is_left_running(folder, name):
         if name == "ours"
         else partial(command.PEERS[name].loader, folder, "two-views", 4, 2)
     )
-    most = None
+    threads = lambda: len(os.listdir("/proc/self/task"))
     for _ in range(3):  # libraries keep threads of their own from the first time on
+        before = threads()
         with side() as batches:
             assert [next(batches) for _ in range(3)] == [4, 4, 4]
         assert not multiprocessing.active_children()
-        deadline = time.monotonic() + 20  # a thread that was waited for is listed a moment longer
-        while (left := len(os.listdir("/proc/self/task"))) > (most or left) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        most = most or left
-    assert left <= most
+    deadline = time.monotonic() + 20  # a thread that was waited for is listed a moment longer
+    while threads() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threads() <= before
 
 
 def test_every_image_is_read_whatever_its_extension(tmp_path):
