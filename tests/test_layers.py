@@ -76,3 +76,12 @@ def test_folders_are_not_importable_by_their_bare_name(name, tmp_path):
     code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "None"
+
+
+def test_a_folder_of_runs_changes_nothing_for_the_linter(tmp_path):
+    """`make demo` leaves runs/, and tests import a module of that name."""
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
+    shutil.copytree(CHECKOUT / "tests" / "engine", tmp_path / "tests" / "engine")
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()

@@ -6,11 +6,10 @@ from PIL import Image
 from torch import Tensor
 
 from . import image_ops
-from .augmentation import NO_SOLARIZE, AugmentConfig, ViewParameters, draw_views
+from .augmentation import NO_SOLARIZE, ViewParameters
 from .batch import Batch, Failure
-from .order import BatchOrder
-from .samples import Samples, sizes_of
-from .sources import Source
+from .samples import sizes_of
+from .step_samples import StepSamples
 
 
 def render_view(image: Image.Image, parameters: ViewParameters, size: int) -> np.ndarray:
@@ -29,34 +28,17 @@ def render_view(image: Image.Image, parameters: ViewParameters, size: int) -> np
     return image_ops.flip(view) if p.flip else view
 
 
-class PillowPipeline:
+class PillowPipeline(StepSamples):
     """`pipeline[step]` is the Batch of a step: a pure function of the source, the settings and the step.
 
     Raises UserError at the start for settings that cannot be, and from a step whose samples and all their
     replacements cannot be read.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        batch_size: int,
-        num_views: int,
-        image_size: int,
-        augment: AugmentConfig,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.kinds = augment.view_kinds(num_views, image_size)
-        self.source, self.augment, self.seed = source, augment, seed
-        self.samples = Samples(source, seed)
-        self.order = BatchOrder(len(source), batch_size, seed, rank=rank, world_size=world_size)
-
     def __getitem__(self, step: int) -> Batch:
         epoch, index = self.order.locate(step)
         opened = [self.samples.open(i) for i in index.tolist()]
-        parameters = self._draw(index, sizes_of(opened), epoch)
+        parameters = self._rows(index, sizes_of(opened), epoch)
         channels = self.source.channels
         views = tuple(
             torch.empty((len(opened), kind.size, kind.size, channels), dtype=torch.uint8) for kind in self.kinds
@@ -69,12 +51,11 @@ class PillowPipeline:
             if isinstance(image, Failure):
                 failures.append(image)
                 image = self.samples.replace(sample, epoch, failures)
-                of_row = self._draw(index[row : row + 1], sizes_of([image]), epoch)[0]
+                of_row = self._rows(index[row : row + 1], sizes_of([image]), epoch)[0]
             for view, kind, of_view in zip(views, self.kinds, of_row):
                 view.numpy()[row] = render_view(image, of_view, kind.size)
         return Batch(views, index, epoch, tuple(failures))
 
-    def _draw(self, index: Tensor, sizes: Tensor, epoch: int) -> list[tuple[ViewParameters, ...]]:
+    def _rows(self, index: Tensor, sizes: Tensor, epoch: int) -> list[tuple[ViewParameters, ...]]:
         """For each sample, the parameters of its views."""
-        drawn = draw_views(index, sizes, self.augment, self.kinds, self.seed, epoch)
-        return list(zip(*(parameters.rows() for parameters in drawn)))
+        return list(zip(*(parameters.rows() for parameters in self.draw(index, sizes, epoch))))

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augmentation import NO_SOLARIZE, AugmentConfig, ViewParameters, draw_views
+from ..augmentation import NO_SOLARIZE, ViewParameters
 from ..batch import Failure
 from ..colour import NONE, colour_maps
 from ..decode import DecodeError, check_size, open_image, read_sample
 from ..image_ops import GRAY, as_array
-from ..order import BatchOrder
-from ..samples import Samples
 from ..sources import Source
+from ..step_samples import StepSamples
 from .jpeg_header import plain_jpeg_size
 
 READERS = 4  # threads that wait for the disk at once
@@ -42,29 +41,16 @@ class StepInputs(NamedTuple):
     failures: tuple[Failure, ...]
 
 
-class StepInputsOf:
+class StepInputsOf(StepSamples):
     """`inputs[step]` is the StepInputs of a step: a pure function of the source, the settings and the step.
 
     JPEGs are left to DALI. Everything else, and every replacement, is decoded here by Pillow, which gives a JPEG
     the same pixels to the bit. Raises as PillowPipeline.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        batch_size: int,
-        num_views: int,
-        image_size: int,
-        augment: AugmentConfig,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        self.kinds = augment.view_kinds(num_views, image_size)
-        self.source, self.augment, self.seed = source, augment, seed
-        self.samples = Samples(source, seed)
-        self.order = BatchOrder(len(source), batch_size, seed, rank=rank, world_size=world_size)
+    def __init__(self, source: Source, **settings):
+        """settings: StepSamples'."""
+        super().__init__(source, **settings)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="misplace-reader")
 
     def __getitem__(self, step: int) -> StepInputs:
@@ -86,8 +72,7 @@ class StepInputsOf:
                 failures.append(found[row])
                 found[row] = _pixels(as_array(self.samples.replace(sample, epoch, failures)))
         sizes = torch.tensor([(opened.height, opened.width) for opened in found])
-        drawn = draw_views(index, sizes, self.augment, self.kinds, self.seed, epoch)
-        return StepInputs(found, drawn, index, epoch, tuple(failures))
+        return StepInputs(found, self.draw(index, sizes, epoch), index, epoch, tuple(failures))
 
     def _open(self, sample: int) -> Opened | Failure:
         """Read, its header checked; decoded unless DALI shall do that."""
