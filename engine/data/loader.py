@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 from collections.abc import Collection, Iterator
 
 import torch
@@ -39,7 +40,7 @@ class PillowLoader:
             self._batches = map(_Steps(pipeline).__getitem__, itertools.count(start_step))
         else:
             check_shared_memory(workers * prefetch + 2, _bytes_of_a_batch(pipeline))
-            settle = functools.partial(settle_in, cores=worker_cores)
+            settle = functools.partial(settle_in, trainer=os.getpid(), cores=worker_cores)
             self._batches = self._start(pipeline, start_step, workers, prefetch, settle)
 
     def __iter__(self) -> "PillowLoader":

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Collection
 from multiprocessing.process import BaseProcess
@@ -14,21 +15,30 @@ from multiprocessing.process import BaseProcess
 from misplace.engine.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"
+WATCH_S = 1.0
 STOPPING_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
-def settle_in(_: int, cores: Collection[int] | None = None) -> None:
+def settle_in(_: int, trainer: int, cores: Collection[int] | None = None) -> None:
     """In a new worker. Ctrl-C and a group's SIGTERM reach every process; the trainer alone acts on them.
 
-    cores: where it may run; none: where the trainer may.
+    trainer: its process; cores: where the worker may run; none: where the trainer may.
     """
     if cores:
         os.sched_setaffinity(0, cores)
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()  # keeps to the cores too
     for number in STOPPING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
     sys.excepthook = _without_broken_connections
     gc.freeze()  # what was inherited is not walked, and its pages stay shared
+
+
+def _end_with(trainer: int) -> None:
+    """The DataLoader's own watch takes whoever is the parent when it begins: after a kill at the start, pid 1."""
+    while os.getppid() == trainer:
+        time.sleep(WATCH_S)
+    os._exit(1)
 
 
 def _without_broken_connections(kind: type, error: BaseException, trace) -> None:

@@ -1,5 +1,6 @@
 """The loader: the same batches for any number of workers and any start, and no process left behind."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -171,9 +172,9 @@ def trainer(photo_folder):
     )
     pids = list(map(int, process.stdout.readline().split()))
     yield process, pids[1:]
-    if process.poll() is None:
+    with contextlib.suppress(ProcessLookupError):  # workers too: one left behind would hold the pipes open for ever
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
 
 
 def gone(pid: int) -> bool:
@@ -218,6 +219,36 @@ def test_a_killed_trainer_leaves_no_orphans(trainer):
     process.kill()
     process.wait()
     assert wait_until_gone(workers, 30)
+
+
+LATE = """
+import os, signal, sys, time
+from misplace.engine.data import AugmentConfig, loader, make_loader, open_source
+settle_in = loader.settle_in
+def late(*args, **options):  # the worker comes to life when its trainer is gone
+    while os.getppid() == int(os.environ["TRAINER"]):
+        time.sleep(0.01)
+    settle_in(*args, **options)
+loader.settle_in = late
+os.environ["TRAINER"] = str(os.getpid())
+settings = dict(batch_size=8, num_views=2, image_size=16, augment=AugmentConfig(), seed=1, workers=1)
+with make_loader(open_source(sys.argv[1]), **settings) as made:
+    print(*(p.pid for p in made._processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_proc
+def test_a_trainer_killed_while_its_workers_start_leaves_no_orphans(photo_folder):
+    command = [sys.executable, "-c", LATE, str(photo_folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        workers = list(map(int, process.stdout.readline().split()))
+        assert len(workers) == 1 and wait_until_gone(workers, 30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
 
 
 def test_evaluation_view_is_the_middle(make_image, tmp_path):
