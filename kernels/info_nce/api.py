@@ -7,10 +7,10 @@ from ..checks import require_device, require_dims, require_floating
 from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
-    "cpu": (Impl.TORCH, Impl.REFERENCE),
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE),
     "cuda": (Impl.TORCH, Impl.REFERENCE),
 }
-DTYPES = {}
+DTYPES = {Impl.NATIVE: (torch.float32, torch.bfloat16)}
 
 
 def info_nce(
@@ -62,6 +62,8 @@ def _run(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: 
 
 def _implementation(chosen: Impl, pairs: bool):
     match chosen:
+        case Impl.NATIVE:
+            from . import native as module
         case Impl.TORCH:
             from . import stock as module
         case _:
