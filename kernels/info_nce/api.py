@@ -5,12 +5,13 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_floating
 from ..impl import Impl, choose_for_dtype
+from .limits import DTYPES, MAX_TRITON_WIDTH
 
 SUPPORTED = {
-    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE),
-    "cuda": (Impl.TORCH, Impl.REFERENCE),
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
 }
-DTYPES = {Impl.NATIVE: (torch.float32, torch.bfloat16)}
+WITHOUT_TRITON = {device: tuple(i for i in offered if i is not Impl.TRITON) for device, offered in SUPPORTED.items()}
 
 
 def info_nce(
@@ -26,8 +27,9 @@ def info_nce(
     first_row: where this rank's own keys begin. Rows need not be normalised. Differentiable in query and
     key (give the key detached where it comes from a teacher: its gradient is then not computed). The factor
     2 * temperature of MoCo v3 is the caller's. Inputs of two dtypes are promoted. impl="auto" passes over those
-    that do not take the dtype: native takes bf16 and fp32, triton those and fp16; the others any. ValueError for a
-    shape, a device, no queries, temperature <= 0 or a positive beyond the last key; TypeError for dtypes.
+    that do not take the input: native takes bf16 and fp32, triton those and fp16 in rows of at most 1,024 numbers,
+    the others any. ValueError for a shape, a device, no queries, temperature <= 0 or a positive beyond the last
+    key; TypeError for dtypes.
     """
     return _run(query, key, temperature, first_row, False, impl)
 
@@ -56,7 +58,8 @@ def _run(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: 
     same = key is query
     query = query.to(dtype)
     key = query if same else key.to(dtype)
-    chosen = choose_for_dtype("info_nce", impl, query, SUPPORTED, DTYPES)
+    wide = impl == "auto" and query.shape[1] > MAX_TRITON_WIDTH
+    chosen = choose_for_dtype("info_nce", impl, query, WITHOUT_TRITON if wide else SUPPORTED, DTYPES)
     return _implementation(chosen, pairs)(query, key, temperature, first_row)
 
 
@@ -64,6 +67,8 @@ def _implementation(chosen: Impl, pairs: bool):
     match chosen:
         case Impl.NATIVE:
             from . import native as module
+        case Impl.TRITON:
+            from . import triton as module
         case Impl.TORCH:
             from . import stock as module
         case _:
