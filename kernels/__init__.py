@@ -5,7 +5,7 @@ from .add_layer_norm import add_layer_norm
 from .attention import attention, attention_choice
 from .gelu import gelu
 from .impl import Impl, ImplUnavailableError
-from .info_nce import info_nce
+from .info_nce import info_nce, nt_xent
 from .layer_norm import layer_norm
 from .linear import linear, pack_weight
 from .ops import OPS, cpu_paths, resolve_impl
@@ -28,6 +28,7 @@ __all__ = [
     "info_nce",
     "layer_norm",
     "linear",
+    "nt_xent",
     "pack_weight",
     "patch_embed",
     "resolve_impl",

@@ -18,10 +18,10 @@ SHAPES = [(1, 1, 1, 0), (1, 7, 31, 6), (31, 31, 64, 0), (33, 129, 17, 40), (64, 
 
 
 def eager(query, key, temperature, first_row):
-    """Plain PyTorch in fp32, as under autocast."""
-    query, key = query.float(), key.float()
-    query, key = (rows / rows.square().sum(-1, keepdim=True).sqrt() for rows in (query, key))
-    scores = query @ key.T / temperature
+    """Plain PyTorch as under autocast: the product in the dtype of the rows, the rest in fp32."""
+    dtype, query, key = query.dtype, query.float(), key.float()
+    query, key = ((rows / rows.square().sum(-1, keepdim=True).sqrt()).to(dtype) for rows in (query, key))
+    scores = (query @ key.T).float() / temperature
     positive = scores[torch.arange(len(query)), first_row + torch.arange(len(query))]
     return (scores.exp().sum(-1).log() - positive).mean()
 
