@@ -7,10 +7,10 @@ from ..checks import require_device, require_dims, require_dtype, require_floati
 from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
-    "cpu": (Impl.TORCH, Impl.REFERENCE),
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE),
     "cuda": (Impl.TORCH, Impl.REFERENCE),
 }
-DTYPES = {}
+DTYPES = {Impl.NATIVE: (torch.bfloat16, torch.float32)}
 
 
 def prototype_ce(
@@ -43,6 +43,8 @@ def prototype_ce(
 
 def _implementation(chosen: Impl):
     match chosen:
+        case Impl.NATIVE:
+            from .native import prototype_ce as run
         case Impl.TORCH:
             from .stock import prototype_ce as run
         case _:
