@@ -58,22 +58,35 @@ static void transpose_tile(const F* from, int64_t rows, int64_t columns, F* to) 
   }
 }
 
-static void accumulate(const float* logits, const float* partners, int64_t count, int64_t width, float scale,
-                       const Running& running) {
+// moved: by how much the largest have grown, below 0, where it is asked for.
+static void accumulate(const float* logits, int64_t count, int64_t width, float scale, const Running& running,
+                       const Weighted* weighted, float* moved) {
   for (int64_t lane = 0; lane < width; lane += lanes) {
     const f32v before = load(running.largest + lane);
     f32v largest = before;
     for (int64_t p = 0; p < count; ++p) largest = larger(load(logits + p * width + lane), largest);
-    const f32v kept = exp2((before - largest) * scale, power_of_2);
-    f32v total = {}, weighted = {};
+    const f32v kept = exp2((before - largest) * scale, power_of_2), total_before = load(running.total + lane);
+    f32v total = {}, sum = {};
     for (int64_t p = 0; p < count; ++p) {
       const f32v power = exp2((load(logits + p * width + lane) - largest) * scale, power_of_2);
       total += power;
-      if (partners) weighted += power * load(partners + p * width + lane);
+      if (weighted) sum += power * load(weighted->partners + p * width + lane);
     }
     store(running.largest + lane, largest);
-    store(running.total + lane, load(running.total + lane) * kept + total);
-    if (partners) store(running.weighted + lane, load(running.weighted + lane) * kept + weighted);
+    store(running.total + lane, total_before * kept + total);
+    if (moved) store(moved + lane, before - largest);
+    if (weighted) {
+      const f32v sum_before = load(weighted->sum + lane) + load(weighted->moved + lane) * total_before;
+      store(weighted->sum + lane, sum_before * kept + sum);
+    }
+  }
+}
+
+static void subtract_largest(float* logits, int64_t count, int64_t width, const float* largest) {
+  for (int64_t p = 0; p < count; ++p) {
+    for (int64_t lane = 0; lane < width; lane += lanes) {
+      store(logits + p * width + lane, load(logits + p * width + lane) - load(largest + lane));
+    }
   }
 }
 
@@ -117,11 +130,15 @@ static void sum_partners(const float* logits, int64_t count, const Sizes& sizes,
   }
 }
 
-static void to_probabilities(float* logits, int64_t count, int64_t width, const float* log_sum) {
+// Times `factor`, one number a row, where there is one.
+static void to_probabilities(float* logits, int64_t count, int64_t width, float scale, const LogSum& log_sum,
+                             const float* factor) {
   for (int64_t p = 0; p < count; ++p) {
     for (int64_t lane = 0; lane < width; lane += lanes) {
       float* at = logits + p * width + lane;
-      store(at, exp2(load(at) - load(log_sum + lane), power_of_2));
+      const f32v above = (load(at) - load(log_sum.largest + lane)) * scale;  // exact for the largest
+      const f32v probability = exp2(above - load(log_sum.log_total + lane), power_of_2);
+      store(at, factor ? probability * load(factor + lane) : probability);
     }
   }
 }
@@ -142,20 +159,14 @@ MISPLACE_INLINE void subtract(float* __restrict from, const float* __restrict wh
   for (int64_t i = 0; i < count; ++i) from[i] -= what[i];
 }
 
-// The student's logits -> the gradient of the pairs' sum by logit over temperature, in place.
-static void to_gradients(float* logits, const float* q, int64_t count, const Sizes& sizes, float scale,
-                         const float* log_sum, const float* compared, float* others) {
-  const int64_t batch = sizes.batch, width = sizes.lanes();
+// Probabilities of the student's rows, times the number of their pairs -> the gradient of the sum of the pairs.
+static void subtract_teacher(float* gradients, const float* q, int64_t count, const Sizes& sizes, float* others) {
   for (int64_t p = 0; p < count; ++p) {
-    float* row = logits + p * width;
-    for (int64_t lane = 0; lane < width; lane += lanes) {
-      const f32v probability = exp2(load(row + lane) * scale - load(log_sum + lane), power_of_2);
-      store(row + lane, probability * load(compared + lane));
-    }
+    float* row = gradients + p * sizes.lanes();
     sum_others(q + p * sizes.teacher_lanes(), sizes, others);
     for (int64_t v = 0; v < sizes.views; ++v) {
-      const float* of_teacher = others + (v < sizes.teacher_views ? v : sizes.teacher_views) * batch;
-      subtract(row + v * batch, of_teacher, batch);
+      const int64_t of_teacher = v < sizes.teacher_views ? v : sizes.teacher_views;
+      subtract(row + v * sizes.batch, others + of_teacher * sizes.batch, sizes.batch);
     }
   }
 }
@@ -184,9 +195,10 @@ static Kernels<F> kernels() {
       .transpose_tile = transpose_tile<F>,
       .accumulate = accumulate,
       .centre_teacher = centre_teacher,
+      .subtract_largest = subtract_largest,
       .sum_partners = sum_partners,
       .to_probabilities = to_probabilities,
-      .to_gradients = to_gradients,
+      .subtract_teacher = subtract_teacher,
       .to_factors = nullptr,
   };
   if constexpr (sizeof(F) == 2) found.to_factors = to_bf16_factors;

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "cpu/patch_embed_matmul.h"
@@ -88,13 +87,14 @@ struct Features {
 template <class F>
 struct Tile {
   std::vector<F> unit, transposed, natural, paired;
-  std::vector<float> inverse, logits, of_teacher, partners, d_unit, others;
+  std::vector<float> inverse, logits, of_teacher, partners, moved, partners_moved, d_unit, others;
 
   Tile(const Sizes& sizes, bool gradients)
       : unit(sizes.tile() * sizes.columns()), transposed(gradients ? unit.size() : 0),
         natural(gradients && sizeof(F) == 2 ? sizes.tile() * sizes.lanes() : 0), paired(natural.size()),
         inverse(sizes.tile()), logits(sizes.tile() * sizes.lanes()), of_teacher(sizes.tile() * sizes.teacher_lanes()),
-        partners(gradients ? 0 : of_teacher.size()), d_unit(gradients ? unit.size() : 0),
+        partners(gradients ? 0 : of_teacher.size()), moved(gradients ? 0 : sizes.lanes()),
+        partners_moved(gradients ? 0 : sizes.teacher_lanes()), d_unit(gradients ? unit.size() : 0),
         others((sizes.teacher_views + 1) * sizes.batch) {}
 };
 
@@ -111,7 +111,7 @@ class Passes {
         teacher_scale_(teacher_scale) {
     num_tiles_ = (sizes.prototypes + sizes.tile() - 1) / sizes.tile();
     num_chunks_ = std::min(most_chunks, num_tiles_);
-    log_sum_ = at::zeros({sizes.lanes() + sizes.teacher_lanes()}, at::kFloat);
+    log_sum_ = at::zeros({2, sizes.lanes() + sizes.teacher_lanes()}, at::kFloat);
     compared_ = at::zeros({sizes.lanes()}, at::kFloat);
     for (int64_t row = 0; row < sizes.rows(); ++row) {
       const bool shared = row / sizes.batch < sizes.teacher_views;
@@ -124,21 +124,24 @@ class Passes {
     const int64_t lanes = sizes_.lanes(), teacher_lanes = sizes_.teacher_lanes();
     const int64_t numbers = 2 * lanes + 3 * teacher_lanes;
     const at::Tensor sums = at::zeros({num_chunks_, numbers}, at::kFloat);
-    each_tile(false, [&](int64_t chunk, bool, int64_t first, int64_t count, Tile<F>& tile) {
+    each_tile(false, [&](int64_t chunk, bool is_first, int64_t first, int64_t count, Tile<F>& tile) {
       float* of_chunk = data<float>(sums) + chunk * numbers;
-      const Running student{of_chunk, of_chunk + lanes, nullptr};
+      const Running student{of_chunk, of_chunk + lanes};
       float* of_teacher = of_chunk + 2 * lanes;
-      const Running teacher{of_teacher, of_teacher + teacher_lanes, of_teacher + 2 * teacher_lanes};
-      if (first == first_of(chunk)) {
-        std::fill_n(student.largest, lanes, -std::numeric_limits<float>::infinity());
-        std::fill_n(teacher.largest, teacher_lanes, -std::numeric_limits<float>::infinity());
+      const Running teacher{of_teacher, of_teacher + teacher_lanes};
+      if (is_first) {
+        std::fill_n(student.largest, lanes, lowest);
+        std::fill_n(teacher.largest, teacher_lanes, lowest);
       }
       make_logits(first, count, count, tile);
       kernels_.centre_teacher(tile.of_teacher.data(), count, sizes_, centre_ + first, teacher_scale_,
                               batch_centre + first);
+      kernels_.accumulate(tile.logits.data(), count, lanes, student_scale_, student, nullptr, tile.moved.data());
+      kernels_.subtract_largest(tile.logits.data(), count, lanes, student.largest);
       kernels_.sum_partners(tile.logits.data(), count, sizes_, tile.partners.data());
-      kernels_.accumulate(tile.logits.data(), nullptr, count, lanes, student_scale_, student);
-      kernels_.accumulate(tile.of_teacher.data(), tile.partners.data(), count, teacher_lanes, 1, teacher);
+      kernels_.sum_partners(tile.moved.data(), 1, sizes_, tile.partners_moved.data());
+      const Weighted weighted{tile.partners.data(), tile.partners_moved.data(), of_teacher + 2 * teacher_lanes};
+      kernels_.accumulate(tile.of_teacher.data(), count, teacher_lanes, 1, teacher, &weighted, nullptr);
     });
     return merge(data<float>(sums), numbers);
   }
@@ -150,9 +153,9 @@ class Passes {
       const int64_t padded = padded_tile(count);
       make_logits(first, count, padded, tile);
       kernels_.centre_teacher(tile.of_teacher.data(), count, sizes_, centre_ + first, teacher_scale_, nullptr);
-      kernels_.to_probabilities(tile.of_teacher.data(), count, sizes_.teacher_lanes(), log_sum(true));
-      kernels_.to_gradients(tile.logits.data(), tile.of_teacher.data(), count, sizes_, student_scale_, log_sum(false),
-                            data<float>(compared_), tile.others.data());
+      kernels_.to_probabilities(tile.of_teacher.data(), count, sizes_.teacher_lanes(), 1, log_sum(lanes), nullptr);
+      kernels_.to_probabilities(tile.logits.data(), count, lanes, student_scale_, log_sum(0), data<float>(compared_));
+      kernels_.subtract_teacher(tile.logits.data(), tile.of_teacher.data(), count, sizes_, tile.others.data());
       std::fill(tile.logits.begin() + count * lanes, tile.logits.begin() + padded * lanes, 0.0f);
       const F *natural = tile.natural.data(), *paired = tile.paired.data();
       if constexpr (sizeof(F) == 2) {
@@ -180,7 +183,10 @@ class Passes {
   static int64_t padded_tile(int64_t count) { return (count + 31) / 32 * 32; }
 
   int64_t first_of(int64_t chunk) const { return chunk * num_tiles_ / num_chunks_ * sizes_.tile(); }
-  const float* log_sum(bool of_teacher) const { return data<float>(log_sum_) + (of_teacher ? sizes_.lanes() : 0); }
+  LogSum log_sum(int64_t first_lane) const {
+    const float* largest = data<float>(log_sum_) + first_lane;
+    return {largest, largest + log_sum_.size(1)};
+  }
 
   template <class Work>
   void each_tile(bool gradients, const Work& work) {
@@ -209,37 +215,52 @@ class Passes {
     }
   }
 
-  // Sums of the chunks [chunks, numbers] as find_loss lays them out.
+  // Sums of the chunks [chunks, numbers] as find_loss lays them out -> the sum of the pairs' losses.
   double merge(const float* sums, int64_t numbers) {
-    const int64_t lanes = sizes_.lanes(), teacher_lanes = sizes_.teacher_lanes();
+    const int64_t lanes = sizes_.lanes();
     double loss = 0;
     for (int64_t row = 0; row < sizes_.rows(); ++row) {
-      loss += static_cast<double>(data<float>(compared_)[row]) / log2_e *
-              merge_row(sums + row, lanes, numbers, student_scale_, data<float>(log_sum_) + row, nullptr);
+      const double log_total = merge_row(sums + row, lanes, numbers, student_scale_, row);
+      loss += static_cast<double>(data<float>(compared_)[row]) * log_total;
     }
     for (int64_t row = 0; row < sizes_.teacher_rows(); ++row) {
-      double weighted = 0;
-      merge_row(sums + 2 * lanes + row, teacher_lanes, numbers, 1, data<float>(log_sum_) + lanes + row, &weighted);
-      loss -= weighted * student_scale_ / log2_e;
+      merge_row(sums + 2 * lanes + row, sizes_.teacher_lanes(), numbers, 1, lanes + row);
+      loss -= mean_of_partners(sums, numbers, row) * student_scale_;
     }
-    return loss;
+    return loss / log2_e;
   }
 
-  // One row's log2 of its sum; and its weighted sum, which lies behind the total, over the total.
-  double merge_row(const float* sums, int64_t lanes, int64_t numbers, double scale, float* log_sum, double* weighted) {
+  // Keeps a row's largest logit and log2 of its sum over that.
+  double merge_row(const float* sums, int64_t lanes, int64_t numbers, double scale, int64_t place) {
     float largest = sums[0];
     for (int64_t chunk = 1; chunk < num_chunks_; ++chunk) largest = std::max(largest, sums[chunk * numbers]);
-    double total = 0, with_partners = 0;
+    double total = 0;
     for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
       const float* of_chunk = sums + chunk * numbers;
-      const double share = std::exp2((static_cast<double>(of_chunk[0]) - largest) * scale);
-      total += share * of_chunk[lanes];
-      if (weighted) with_partners += share * of_chunk[2 * lanes];
+      total += std::exp2((static_cast<double>(of_chunk[0]) - largest) * scale) * of_chunk[lanes];
     }
-    if (weighted) *weighted = with_partners / total;
-    const double result = largest * scale + std::log2(total);
-    *log_sum = static_cast<float>(result);
-    return result;
+    float* kept = data<float>(log_sum_) + place;
+    kept[0] = largest;
+    kept[log_sum_.size(1)] = static_cast<float>(std::log2(total));
+    return std::log2(total);
+  }
+
+  // Under the probabilities of a teacher's row, the mean of what its partners' logits lack to their largest.
+  double mean_of_partners(const float* sums, int64_t numbers, int64_t row) const {
+    const int64_t lanes = sizes_.lanes(), teacher_lanes = sizes_.teacher_lanes();
+    const float* largest = data<float>(log_sum_);
+    double total = 0, weighted = 0;
+    for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
+      const float *of_students = sums + chunk * numbers, *of_chunk = of_students + 2 * lanes + row;
+      double moved = 0;
+      for (int64_t partner = row % sizes_.batch; partner < sizes_.rows(); partner += sizes_.batch) {
+        if (partner != row) moved += static_cast<double>(of_students[partner]) - largest[partner];
+      }
+      const double share = std::exp2(static_cast<double>(of_chunk[0]) - largest[lanes + row]);
+      total += share * of_chunk[teacher_lanes];
+      weighted += share * (of_chunk[2 * teacher_lanes] + moved * of_chunk[teacher_lanes]);
+    }
+    return weighted / total;
   }
 
   const Sizes sizes_;
@@ -249,7 +270,7 @@ class Passes {
   const float* centre_;
   const float student_scale_, teacher_scale_;
   int64_t num_tiles_, num_chunks_;
-  at::Tensor log_sum_, compared_;  // [lanes and teacher_lanes], powers of 2; [lanes], teacher's crops to compare with
+  at::Tensor log_sum_, compared_;  // [2, lanes + teacher_lanes], as LogSum; [lanes], the number of a row's pairs
 };
 
 }  // namespace misplace::prototype_ce

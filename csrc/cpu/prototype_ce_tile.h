@@ -23,10 +23,24 @@ struct Sizes {
   int64_t tile() const { return lanes() <= 320 ? 128 : 64; }
 };
 
-// Of every row, over the prototypes so far: the largest logit, the sum of e^(logit - largest), and that sum weighted
-// by a partner's logits (null where there are none).
+// Of every row, over the prototypes so far: the largest logit and the sum of e^(logit - largest).
 struct Running {
-  float *largest, *total, *weighted;
+  float *largest, *total;
+};
+
+// Of a teacher's row also the sum of e^(logit - largest) weighted by what its partners' logits lack to their largest:
+// a loss near 0 is a sum of small numbers, not a difference of large ones. `partners` are those of a tile, and
+// `moved` is by how much the partners' largest have grown with it, below 0.
+struct Weighted {
+  const float *partners, *moved;
+  float* sum;
+};
+
+constexpr float lowest = -1e30f;  // below any logit; its product with 0 is 0
+
+// Of every row: log2 of the sum of 2^(logit - largest), times scale.
+struct LogSum {
+  const float *largest, *log_total;
 };
 
 // Functions of one instruction set; F is what the factors of the products are held in.
@@ -39,14 +53,15 @@ struct Kernels {
   void (*backward_bf16)(const float* d_unit, const uint16_t* rows, const float* inverse, int64_t count, int64_t width,
                         int64_t columns, float scale, uint16_t* out);
   void (*transpose_tile)(const F* from, int64_t rows, int64_t columns, F* to);
-  void (*accumulate)(const float* logits, const float* partners, int64_t count, int64_t lanes, float scale,
-                     const Running& running);
+  void (*accumulate)(const float* logits, int64_t count, int64_t lanes, float scale, const Running& running,
+                     const Weighted* weighted, float* moved);
   void (*centre_teacher)(float* logits, int64_t count, const Sizes& sizes, const float* centre, float scale,
                          float* batch_centre);
+  void (*subtract_largest)(float* logits, int64_t count, int64_t lanes, const float* largest);
   void (*sum_partners)(const float* logits, int64_t count, const Sizes& sizes, float* partners);
-  void (*to_probabilities)(float* logits, int64_t count, int64_t lanes, const float* log_sum);
-  void (*to_gradients)(float* logits, const float* q, int64_t count, const Sizes& sizes, float scale,
-                       const float* log_sum, const float* compared, float* others);
+  void (*to_probabilities)(float* logits, int64_t count, int64_t lanes, float scale, const LogSum& log_sum,
+                           const float* factor);
+  void (*subtract_teacher)(float* gradients, const float* q, int64_t count, const Sizes& sizes, float* others);
   void (*to_factors)(const float* gradients, int64_t count, int64_t lanes, F* natural, F* paired);
 };
 

@@ -97,9 +97,8 @@ class _WithGradients(Function):
 
 def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
     """gradient * scale, in place where nobody needs it again; a scale of 1, the usual one, costs nothing on a CPU."""
-    if not torch.compiler.is_compiling():
-        if scale.device.type == "cpu" and scale.item() == 1:  # reading it on a GPU would stop the host
-            return gradient
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            return gradient.mul_(scale)
-    return (gradient.to(scale.dtype) * scale).to(gradient.dtype)
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():
+        return (gradient.to(scale.dtype) * scale).to(gradient.dtype)
+    if scale.device.type == "cpu" and scale.item() == 1:  # reading it on a GPU would stop the host
+        return gradient
+    return gradient.mul_(scale)

@@ -2,8 +2,8 @@
 
 Two passes over the prototypes: the first finds every row's log-sum-exp, the second makes the tile's logits again
 and has its share of the loss and of the gradients. With n[v] teacher's crops to compare crop v with and
-Q[v] = sum of q[u] over u != v, the loss is the mean of n[v] lse[v] - Q[v] . s[v] over the pairs, and its gradient
-by s[v] is n[v] softmax(s[v]) - Q[v]. Nothing of rows times prototypes is kept.
+Q[v] = sum of q[u] over u != v, the loss is the mean of Q[v] . (lse[v] - s[v]) over the pairs, and its gradient by
+s[v] is n[v] softmax(s[v]) - Q[v]. Nothing of rows times prototypes is kept.
 """
 
 import torch
@@ -56,11 +56,11 @@ def _compute(
     # [V, G]: 1 where the crops differ
     others = 1 - torch.eye(views, len(teacher), dtype=compute, device=student.device)
     compared = others.sum(dim=1).repeat_interleave(batch)[:, None]
-    total, dz = (compared[:, 0] * lse).sum(), z.new_zeros(z.shape, dtype=compute)
+    total, dz = lse.new_zeros(()), z.new_zeros(z.shape, dtype=compute)
     for here, w, logits, teacher_logits in tiles():
         q = ((teacher_logits - centre[here]) / teacher_temperature - teacher_lse[:, None]).exp()
         of_others = (others @ q.view(len(teacher), -1)).view(logits.shape)
-        total = total - (of_others * logits).sum()
+        total = total + (of_others * (lse[:, None] - logits)).sum()
         if of_student or of_prototypes:
             d_logits = (compared * (logits - lse[:, None]).exp() - of_others).to(dtype)
             if of_student:
