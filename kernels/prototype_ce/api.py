@@ -7,10 +7,13 @@ from ..checks import require_device, require_dims, require_dtype, require_floati
 from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
-    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE),
-    "cuda": (Impl.TORCH, Impl.REFERENCE),
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
 }
-DTYPES = {Impl.NATIVE: (torch.bfloat16, torch.float32)}
+DTYPES = {
+    Impl.NATIVE: (torch.bfloat16, torch.float32),
+    Impl.TRITON: (torch.bfloat16, torch.float16, torch.float32),
+}
 
 
 def prototype_ce(
@@ -30,7 +33,7 @@ def prototype_ce(
     Rows and prototypes need not be normalised. Differentiable in student and prototypes; the batch centre carries
     no gradient. The moving average of the centre and its mean over ranks are the caller's. ValueError for a shape, a
     device, no pair or a temperature <= 0 (one in a tensor is not read); TypeError for a dtype: all take bf16 and fp32
-    features; fp16 and fp64 torch and reference.
+    features; fp16 all but native; fp64 torch and reference.
     """
     _validate(student, teacher, prototypes, teacher_prototypes, centre)
     _validate_temperatures(student, student_temperature, teacher_temperature)
@@ -45,6 +48,8 @@ def _implementation(chosen: Impl):
     match chosen:
         case Impl.NATIVE:
             from .native import prototype_ce as run
+        case Impl.TRITON:
+            from .triton import prototype_ce as run
         case Impl.TORCH:
             from .stock import prototype_ce as run
         case _:
