@@ -51,8 +51,8 @@ class LaunchSizes(NamedTuple):
 LAUNCH = {
     (2, 128): LaunchSizes(64, 64, 4, 3),
     (2, 256): LaunchSizes(64, 64, 8, 2),
-    (4, 128): LaunchSizes(32, 32, 4, 2),
-    (4, 256): LaunchSizes(32, 32, 8, 1),
+    (4, 128): LaunchSizes(16, 16, 4, 1),
+    (4, 256): LaunchSizes(16, 32, 8, 1),
 }
 
 

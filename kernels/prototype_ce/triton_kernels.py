@@ -137,9 +137,9 @@ def _merge(
     if SUMS:
         weight = tl.sum(share * tl.load(weight_ptr + split * count + row, mask=split < splits, other=0.0), 0)
         for each in range(splits):
-            share = tl.exp2(tl.load(largest_ptr + each * count + row) - most)
+            part = tl.exp2(tl.load(largest_ptr + each * count + row) - most)
             place = (each * count + row).to(tl.int64) * WIDTH + column
-            mean += share * tl.load(sums_ptr + place, mask=column < WIDTH, other=0.0)
+            mean += part * tl.load(sums_ptr + place, mask=column < WIDTH, other=0.0)
         mean = mean / weight
     return most, tl.log2(total), mean
 

@@ -10,7 +10,7 @@ from misplace.kernels.testing.prototypes import DTYPES, WANTED, eager, make, ora
 from misplace.kernels.testing.shapes import LAYOUTS
 
 # crops, global crops, images, prototypes, width
-CASES = [(2, 2, 1, 13, 7), (10, 2, 3, 131, 33), (1, 2, 5, 2, 31), (4, 3, 2, 67, 16), (9, 2, 9, 193, 130)]
+CASES = [(2, 2, 1, 13, 7), (10, 2, 2, 67, 33), (1, 2, 5, 2, 31), (4, 3, 2, 37, 16), (7, 2, 10, 70, 130)]
 ours = functools.partial(prototype_ce, impl="triton")
 
 
