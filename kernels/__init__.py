@@ -10,6 +10,7 @@ from .layer_norm import layer_norm
 from .linear import linear, pack_weight
 from .ops import OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
+from .prototype_ce import prototype_ce
 from .token_bce import token_bce
 from .token_plan import TokenPlan, dense_plan, token_plan
 
@@ -31,6 +32,7 @@ __all__ = [
     "nt_xent",
     "pack_weight",
     "patch_embed",
+    "prototype_ce",
     "resolve_impl",
     "token_bce",
     "token_plan",

@@ -16,6 +16,7 @@ OPS = (
     "gelu",
     "token_bce",
     "info_nce",
+    "prototype_ce",
     "adamw_ema",
 )
 

@@ -29,6 +29,7 @@ def resources(
     *,
     capability: int,
     num_warps: int,
+    num_stages: int = 3,
     divisible: Collection[str] = (),
 ) -> Resources:
     """Compiles `kernel` for sm_<capability>. signature: types of all arguments, "constexpr" for constants.
@@ -38,7 +39,7 @@ def resources(
     hints = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in divisible}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=hints)
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    compiled = triton.compile(source, target=target, options={"num_warps": num_warps, "num_stages": num_stages})
     usage = _resource_usage(compiled.asm["cubin"])
     return Resources(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared)
 
