@@ -10,6 +10,8 @@ from .layer_norm import layer_norm
 from .linear import linear, pack_weight
 from .ops import OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
+from .patch_mse import patch_mse
+from .restore import dropped_patches, restore
 from .token_bce import token_bce
 from .token_plan import TokenPlan, dense_plan, token_plan
 
@@ -24,13 +26,16 @@ __all__ = [
     "attention_choice",
     "cpu_paths",
     "dense_plan",
+    "dropped_patches",
     "gelu",
     "info_nce",
     "layer_norm",
     "linear",
     "pack_weight",
     "patch_embed",
+    "patch_mse",
     "resolve_impl",
+    "restore",
     "token_bce",
     "token_plan",
 ]

@@ -16,6 +16,8 @@ OPS = (
     "gelu",
     "token_bce",
     "info_nce",
+    "restore",
+    "patch_mse",
     "adamw_ema",
 )
 
