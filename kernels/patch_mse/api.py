@@ -7,14 +7,14 @@ from ..checks import require_device, require_dims, require_dtype, require_floati
 from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
-    "cpu": (Impl.TORCH, Impl.REFERENCE),
-    "cuda": (Impl.TORCH, Impl.REFERENCE),
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
 }
 FUSED_DTYPES = {
     Impl.NATIVE: (torch.float32, torch.bfloat16),
     Impl.TRITON: (torch.float32, torch.bfloat16, torch.float16),
 }
-MAX_CHANNELS = 4
+MAX_CHANNELS, MAX_PATCH_SIZE = 4, 128  # sums of whole numbers over a patch are exact in 32 bits
 OP = "patch_mse"
 
 
@@ -23,7 +23,7 @@ def patch_mse(
     images: Tensor,  # uint8 [B, H, W, C], C from 1 to 4
     index: Tensor,  # int32 [B, M], the patches that are predicted, in [0, L)
     *,
-    patch_size: int,
+    patch_size: int,  # p, from 1 to 128
     mean: tuple[float, ...],
     std: tuple[float, ...],
     normalise: bool = True,
@@ -63,7 +63,9 @@ def _validate(prediction: Tensor, images: Tensor, index: Tensor, patch_size: int
     require_dims(OP, "images", images, 4, "[B, H, W, C]")
     require_dims(OP, "index", index, 2, "[B, M]")
     batch, height, width, channels = images.shape
-    if patch_size < 1 or height == 0 or width == 0 or height % patch_size or width % patch_size:
+    if not 1 <= patch_size <= MAX_PATCH_SIZE:
+        raise ValueError(f"patch_mse: patch_size must be in [1, {MAX_PATCH_SIZE}], not {patch_size}")
+    if height == 0 or width == 0 or height % patch_size or width % patch_size:
         raise ValueError(f"patch_mse: a {height} x {width} image is no grid of {patch_size} x {patch_size} patches")
     if not 1 <= channels <= MAX_CHANNELS:
         raise ValueError(f"patch_mse: images must have 1 to {MAX_CHANNELS} channels, not {channels}")

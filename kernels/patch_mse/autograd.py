@@ -7,10 +7,24 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-# compute(prediction, images, index, patch_size, mean, std, normalise, eps, gradient) -> loss, d_prediction
+# compute(prediction, images, index, patch_size, mean, std, normalise, eps, ..., gradient) -> loss, d_prediction
 Compute = Callable[..., tuple[Tensor, Tensor]]
-# rescale_(d_prediction, scale): in place, nothing read or written where the scale is 1
-Rescale = Callable[[Tensor, Tensor], None]
+# rescale_(d_prediction, scale): in place, nothing read or written where the scale is 1; a CPU needs none
+Rescale = Callable[[Tensor, Tensor], None] | None
+
+
+def define(library: torch.library.Library, name: str, last: str = "") -> None:
+    """Declares misplace::name; last: what an implementation asks for besides."""
+    library.define(
+        f"{name}(Tensor prediction, Tensor images, Tensor index, SymInt patch_size, float[] mean, float[] std, "
+        f"bool normalise, float eps{last}, bool gradient) -> (Tensor loss, Tensor d_prediction)",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
+    torch.library.register_fake(f"misplace::{name}", _fake, lib=library)
+
+
+def _fake(prediction, images, index, patch_size, mean, std, normalise, eps, *last):
+    return empty_results(prediction, last[-1])
 
 
 def compute_dtype(prediction: Tensor) -> torch.dtype:

@@ -7,8 +7,8 @@ from ..checks import require_device, require_dims, require_dtype, require_floati
 from ..impl import Impl, choose_for_dtype
 
 SUPPORTED = {
-    "cpu": (Impl.TORCH, Impl.REFERENCE),
-    "cuda": (Impl.TORCH, Impl.REFERENCE),
+    "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
+    "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
 }
 FUSED_DTYPES = {
     Impl.NATIVE: (torch.float32, torch.bfloat16),
