@@ -158,28 +158,34 @@ MISPLACE_INLINE f32v squared_error(const uint8_t* bytes, const T* prediction, T*
 }
 
 template <class T, int channels>
-MISPLACE_INLINE float loss_of(const uint8_t* bytes, const T* prediction, T* to, const Affine& affine, const Job& job,
-                              const Pattern<channels>& pattern) {
+MISPLACE_INLINE double loss_of(const uint8_t* bytes, const T* prediction, T* to, const Affine& affine, const Job& job,
+                               const Pattern<channels>& pattern) {
   constexpr int period = Pattern<channels>::period;
-  f32v centre[period], slope[period], total[period] = {};
+  constexpr int64_t step = period * lanes, block = 64 * step;  // beyond a block, fp32 is no place to add up
+  f32v centre[period], slope[period];
   Pattern<channels>::spread(pattern, affine.centre, centre);
   Pattern<channels>::spread(pattern, affine.slope, slope);
   const float factor = job.slope_of_gradient;
-  int64_t i = 0;
-  for (; i + period * lanes <= job.pixels; i += period * lanes) {
+  double loss = 0;
+  for (int64_t first = 0; first < job.pixels; first += block) {
+    const int64_t last = job.pixels - first < block ? job.pixels : first + block;
+    f32v total[period] = {};
+    int64_t i = first;
+    for (; i + step <= last; i += step) {
 #pragma GCC unroll 4
-    for (int j = 0; j < period; ++j) {
-      const int64_t at = i + j * lanes;
-      total[j] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor, lanes);
+      for (int j = 0; j < period; ++j) {
+        const int64_t at = i + j * lanes;
+        total[j] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor, lanes);
+      }
     }
+    for (int j = 0; i + j * lanes < last; ++j) {
+      const int64_t at = i + j * lanes;
+      total[j] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor, last - at);
+    }
+    for (int j = 1; j < period; ++j) total[0] += total[j];
+    loss += sum(total[0]);
   }
-  for (int j = 0; i + j * lanes < job.pixels; ++j) {
-    const int64_t at = i + j * lanes;
-    total[0] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor,
-                              job.pixels - at);
-  }
-  for (int j = 1; j < period; ++j) total[0] += total[j];
-  return sum(total[0]);
+  return loss;
 }
 
 // Sum of squared errors of patches [first, last), counted over all images; d_prediction is contiguous, or null.

@@ -21,7 +21,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t numbers_per_task = 16384, most_chunks = 64;
+constexpr int64_t numbers_per_task = 16384, most_chunks = 256;
 
 template <class T>
 struct Kernels {

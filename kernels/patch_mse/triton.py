@@ -10,8 +10,8 @@ Saved           the gradient, in place of the prediction.
 Against eager   no fp32 image (4 bytes a number of all patches, written and read several times), no patches, no target,
                 no difference; only the patches that are predicted are looked at.
 
-A warp takes one patch of up to 1024 numbers, or several small ones, so that no sum leaves it; a longer patch is walked in
-blocks. Errors are added up per program, then over programs: a run repeats to the bit.
+A warp takes one patch of up to 1024 numbers, or several small ones, so that no sum leaves it; longer patches are walked
+in blocks. Errors are added up per program, then over programs: a run repeats to the bit.
 """
 
 import torch
