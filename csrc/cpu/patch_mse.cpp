@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC's own intrinsics, whose "undefined" is meant
 #define MISPLACE_OP patch_mse
 #define MISPLACE_BODY "cpu/patch_mse_body.h"
 #include "cpu/each_isa.h"
@@ -37,8 +38,9 @@ Job job_of(const Inputs& in, const Memory& memory) {
   job.predicted = in.predicted(), job.columns = in.columns();
   job.patch_size = in.patch_size, job.pixels = in.pixels();
   for (int64_t c = 0; c < in.channels(); ++c) {
-    job.scale[c] = 1 / (255 * in.std[c]), job.shift[c] = -in.mean[c] / in.std[c];
+    job.scale[c] = 1 / (255 * in.std[c]), job.shift[c] = -in.mean[c] / in.std[c], job.inverse_scale[c] = 255 * in.std[c];
   }
+  job.inverse_freedom = 1 / static_cast<double>(in.pixels() - 1);
   job.normalise = in.normalise, job.eps = in.eps;
   job.slope_of_gradient = static_cast<float>(2.0 / static_cast<double>(in.prediction.numel()));
   return job;
@@ -62,7 +64,7 @@ Result run(const Inputs& in, const Memory& memory, bool gradient,
   const T* prediction = static_cast<const T*>(memory.prediction.const_data_ptr());
   T* to = gradient ? static_cast<T*>(d_prediction.mutable_data_ptr()) : nullptr;
   at::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
-    std::vector<uint8_t> bytes(in.pixels() + 3 * 16);
+    std::vector<uint8_t> bytes(plain::bytes_of_batch + in.pixels() + 3 * 16);
     for (int64_t task = begin; task < end; ++task) {
       parts[task] = squared_errors(static_cast<int>(in.channels()), job, prediction, to, task * each,
                                    std::min((task + 1) * each, num_patches), bytes.data());

@@ -7,12 +7,15 @@
 //     target = (x - a) / sqrt(v + eps) = (u - centre) slope       centre = s1 / q - d / scale, slope = scale / sqrt(...)
 // so a patch of one grey has variance 0 and a target of 0 to the bit.
 
+constexpr int64_t bytes_of_batch = 4096;  // of patches gathered at a time, or one patch
+
 struct Job {
   const uint8_t* images;
   const int32_t* index;  // [B, M]
   int64_t image_stride, row_stride, prediction_image_stride, prediction_stride;
   int64_t predicted, columns, patch_size, pixels;  // M, patches in a row of the grid, p, p * p * C
-  double scale[4], shift[4];
+  double scale[4], shift[4], inverse_scale[4];
+  double inverse_freedom;  // 1 / (p * p * C - 1)
   bool normalise;
   double eps;
   float slope_of_gradient;  // 2 / (B M p p C)
@@ -34,11 +37,25 @@ MISPLACE_INLINE void gather(const uint8_t* from, int64_t row_stride, int64_t row
   for (int64_t i = 0; i < padded - rows * run; ++i) to[i] = 0;
 }
 
+// Rows of a patch that will be gathered soon: each is a jump that the memory does not foresee.
+MISPLACE_INLINE void prefetch(const uint8_t* from, int64_t row_stride, int64_t rows, int64_t run) {
+  for (int64_t row = 0; row < rows; ++row, from += row_stride) {
+    for (int64_t i = 0; i < run; i += 64) __builtin_prefetch(from + i);
+    __builtin_prefetch(from + run - 1);
+  }
+}
+
 MISPLACE_INLINE u32v load_bytes(const uint8_t* from) {
+#if MISPLACE_LEVEL >= 512
+  return (u32v)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif MISPLACE_LEVEL >= 256
+  return (u32v)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
   typedef uint8_t u8v __attribute__((vector_size(lanes)));
   u8v x;
   __builtin_memcpy(&x, from, sizeof x);
   return __builtin_convertvector(x, u32v);
+#endif
 }
 
 MISPLACE_INLINE f32v to_float(u32v x) {  // below 2^31
@@ -115,16 +132,16 @@ MISPLACE_INLINE Affine normalising(const Sums& sums, const Job& job, int channel
   for (int c = 0; c < channels; ++c) {
     average[c] = sums.s1[c] / each;
     level[c] = job.scale[c] * average[c] + job.shift[c];
-    a += level[c] / channels;
+    a += level[c] * (1.0 / channels);
     squares += job.scale[c] * job.scale[c] * (sums.s2[c] - sums.s1[c] * average[c]);
   }
   Affine affine;
   for (int c = 0; c < channels; ++c) {
     const double d = level[c] - a;
     squares += each * d * d;
-    affine.centre[c] = static_cast<float>(average[c] - d / job.scale[c]);
+    affine.centre[c] = static_cast<float>(average[c] - d * job.inverse_scale[c]);
   }
-  const double factor = 1 / __builtin_sqrt(squares / static_cast<double>(job.pixels - 1) + job.eps);
+  const double factor = 1 / __builtin_sqrt(squares * job.inverse_freedom + job.eps);
   for (int c = 0; c < channels; ++c) affine.slope[c] = static_cast<float>(job.scale[c] * factor);
   return affine;
 }
@@ -132,7 +149,7 @@ MISPLACE_INLINE Affine normalising(const Sums& sums, const Job& job, int channel
 MISPLACE_INLINE Affine as_they_are(const Job& job, int channels) {
   Affine affine;
   for (int c = 0; c < channels; ++c) {
-    affine.centre[c] = static_cast<float>(-job.shift[c] / job.scale[c]);
+    affine.centre[c] = static_cast<float>(-job.shift[c] * job.inverse_scale[c]);
     affine.slope[c] = static_cast<float>(job.scale[c]);
   }
   return affine;
@@ -157,58 +174,104 @@ MISPLACE_INLINE f32v squared_error(const uint8_t* bytes, const T* prediction, T*
   return error * error;
 }
 
+// Sums of squares in fp32, brought to fp64 before they are many.
+template <int period>
+struct Loss {
+  f32v total[period] = {};
+  int64_t steps = 0;
+  double sum_of_blocks = 0;
+
+  MISPLACE_INLINE void flush(Loss& loss) {
+    for (int j = 0; j < period; ++j) loss.sum_of_blocks += sum(loss.total[j]), loss.total[j] = f32v{};
+    loss.steps = 0;
+  }
+};
+
+constexpr int64_t steps_of_block = 64;
+
 template <class T, int channels>
-MISPLACE_INLINE double loss_of(const uint8_t* bytes, const T* prediction, T* to, const Affine& affine, const Job& job,
-                               const Pattern<channels>& pattern) {
+MISPLACE_INLINE void add_patch(const uint8_t* bytes, const T* prediction, T* to, const Affine& affine, const Job& job,
+                               const Pattern<channels>& pattern, Loss<Pattern<channels>::period>& loss) {
   constexpr int period = Pattern<channels>::period;
-  constexpr int64_t step = period * lanes, block = 64 * step;  // beyond a block, fp32 is no place to add up
+  constexpr int64_t step = period * lanes;
   f32v centre[period], slope[period];
   Pattern<channels>::spread(pattern, affine.centre, centre);
   Pattern<channels>::spread(pattern, affine.slope, slope);
   const float factor = job.slope_of_gradient;
-  double loss = 0;
-  for (int64_t first = 0; first < job.pixels; first += block) {
-    const int64_t last = job.pixels - first < block ? job.pixels : first + block;
-    f32v total[period] = {};
-    int64_t i = first;
-    for (; i + step <= last; i += step) {
+  int64_t i = 0;
+  while (i + step <= job.pixels) {
+    const int64_t left = (job.pixels - i) / step, room = steps_of_block - loss.steps, steps = left < room ? left : room;
+    for (int64_t s = 0; s < steps; ++s, i += step) {
 #pragma GCC unroll 4
       for (int j = 0; j < period; ++j) {
         const int64_t at = i + j * lanes;
-        total[j] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor, lanes);
+        loss.total[j] +=
+            squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor, lanes);
       }
     }
-    for (int j = 0; i + j * lanes < last; ++j) {
-      const int64_t at = i + j * lanes;
-      total[j] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor, last - at);
-    }
-    for (int j = 1; j < period; ++j) total[0] += total[j];
-    loss += sum(total[0]);
+    loss.steps += steps;
+    if (loss.steps == steps_of_block) Loss<period>::flush(loss);
   }
-  return loss;
+  for (int j = 0; i + j * lanes < job.pixels; ++j) {
+    const int64_t at = i + j * lanes;
+    loss.total[j] += squared_error(bytes + at, prediction + at, to ? to + at : to, centre[j], slope[j], factor,
+                                   job.pixels - at);
+    ++loss.steps;
+  }
+  if (loss.steps >= steps_of_block) Loss<period>::flush(loss);
+}
+
+struct Cursor {  // patch `in_image` of the index of `image`
+  int64_t image, in_image;
+
+  MISPLACE_INLINE void next(Cursor& at, int64_t predicted) {
+    if (++at.in_image == predicted) at.in_image = 0, ++at.image;
+  }
+};
+
+MISPLACE_INLINE const uint8_t* start_of(const Job& job, const Cursor& at, int64_t run) {
+  const int32_t place = job.index[at.image * job.predicted + at.in_image], columns = static_cast<int32_t>(job.columns);
+  return job.images + at.image * job.image_stride + place / columns * job.patch_size * job.row_stride +
+         place % columns * run;
+}
+
+// Gathers up to `batch` patches from `at` on, `left` of which there are, and prefetches as many that follow.
+template <int channels>
+MISPLACE_INLINE void gather_batch(const Job& job, Cursor& at, int64_t batch, int64_t left, int64_t padded,
+                                  uint8_t* bytes) {
+  const int64_t run = job.patch_size * channels, count = batch < left ? batch : left;
+  for (int64_t k = 0; k < count; ++k, Cursor::next(at, job.predicted)) {
+    gather(start_of(job, at, run), job.row_stride, job.patch_size, run, padded, bytes + k * padded);
+  }
+  Cursor ahead = at;
+  for (int64_t k = count; k < 2 * count && k < left; ++k, Cursor::next(ahead, job.predicted)) {
+    prefetch(start_of(job, ahead, run), job.row_stride, job.patch_size, run);
+  }
 }
 
 // Sum of squared errors of patches [first, last), counted over all images; d_prediction is contiguous, or null.
-// bytes: room for a patch and 3 * 16 more.
+// Several patches are gathered before they are read again: what was just stored in pieces is slow to load.
+// bytes: room for bytes_of_batch, a patch and 3 * 16 more.
 template <class T, int channels>
 static double run_channels(const Job& job, const T* prediction, T* d_prediction, int64_t first, int64_t last,
                            uint8_t* bytes) {
   const Pattern<channels> pattern;
   constexpr int64_t step = Pattern<channels>::period * lanes;
-  const int64_t padded = (job.pixels + step - 1) / step * step, run = job.patch_size * channels;
-  double loss = 0;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t image = i / job.predicted, row = job.index[i] / job.columns, column = job.index[i] % job.columns;
-    const uint8_t* from =
-        job.images + image * job.image_stride + row * job.patch_size * job.row_stride + column * run;
-    gather(from, job.row_stride, job.patch_size, run, padded, bytes);
-    const Affine affine = job.normalise ? normalising(sums_of<channels>(bytes, padded, pattern), job, channels)
+  const int64_t padded = (job.pixels + step - 1) / step * step;
+  const int64_t batch = padded < bytes_of_batch ? bytes_of_batch / padded : 1;
+  Loss<Pattern<channels>::period> loss;
+  Cursor at{first / job.predicted, first % job.predicted}, gathered = at;
+  for (int64_t i = first, k = 0; i < last; ++i, Cursor::next(at, job.predicted), k = k + 1 < batch ? k + 1 : 0) {
+    if (k == 0) gather_batch<channels>(job, gathered, batch, last - i, padded, bytes);
+    const uint8_t* here = bytes + k * padded;
+    const Affine affine = job.normalise ? normalising(sums_of<channels>(here, padded, pattern), job, channels)
                                         : as_they_are(job, channels);
-    const T* at = prediction + image * job.prediction_image_stride + i % job.predicted * job.prediction_stride;
-    loss += loss_of<T, channels>(bytes, at, d_prediction ? d_prediction + i * job.pixels : nullptr, affine, job,
-                                 pattern);
+    const T* from = prediction + at.image * job.prediction_image_stride + at.in_image * job.prediction_stride;
+    add_patch<T, channels>(here, from, d_prediction ? d_prediction + i * job.pixels : nullptr, affine, job, pattern,
+                           loss);
   }
-  return loss;
+  Loss<Pattern<channels>::period>::flush(loss);
+  return loss.sum_of_blocks;
 }
 
 template <class T>
