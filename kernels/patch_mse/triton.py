@@ -22,7 +22,7 @@ from torch import Tensor
 from .autograd import define, differentiable, empty_results
 
 MAX_CHANNELS = 4
-MOST_NUMBERS, MOST_PATCHES, NUM_WARPS = 1024, 64, 1  # of a program: 32 numbers a thread
+MOST_NUMBERS, MOST_PATCHES, NUM_WARPS = 1024, 32, 1  # of a program: 32 numbers a thread
 RESCALE_BLOCK, RESCALE_PROGRAMS, RESCALE_WARPS = 4096, 1056, 8
 
 
