@@ -22,8 +22,7 @@ def patch_mse(
 def _compute(prediction, images, index, patch_size, mean, std, normalise, eps, gradient):
     wide = compute_dtype(prediction)
     pixels = _pixels(images, index, patch_size).to(wide)  # [B, M, p * p, C]
-    scale = pixels.new_tensor([1 / (255 * s) for s in std])
-    target = torch.addcmul(pixels.new_tensor([-m / s for m, s in zip(mean, std)]), pixels, scale).flatten(2)
+    target = pixels.div_(255).sub_(pixels.new_tensor(mean)).div_(pixels.new_tensor(std)).flatten(2)
     if normalise:
         variance, average = torch.var_mean(target, dim=-1, keepdim=True)
         target = target.sub_(average).mul_((variance + eps).rsqrt_())
