@@ -11,6 +11,8 @@ from .linear import linear, pack_weight
 from .ops import OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
 from .prototype_ce import prototype_ce
+from .patch_mse import patch_mse
+from .restore import dropped_patches, restore
 from .token_bce import token_bce
 from .token_plan import TokenPlan, dense_plan, token_plan
 
@@ -25,6 +27,7 @@ __all__ = [
     "attention_choice",
     "cpu_paths",
     "dense_plan",
+    "dropped_patches",
     "gelu",
     "info_nce",
     "layer_norm",
@@ -33,7 +36,9 @@ __all__ = [
     "pack_weight",
     "patch_embed",
     "prototype_ce",
+    "patch_mse",
     "resolve_impl",
+    "restore",
     "token_bce",
     "token_plan",
 ]

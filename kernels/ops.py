@@ -17,6 +17,8 @@ OPS = (
     "token_bce",
     "info_nce",
     "prototype_ce",
+    "restore",
+    "patch_mse",
     "adamw_ema",
 )
 
