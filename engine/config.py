@@ -11,14 +11,17 @@ from tyro.conf import AvoidSubcommands, Suppress, arg
 
 from .data.augmentation import AugmentConfig
 from .errors import UserError
-from .frameworks import MocoV3Config
+from .frameworks import DinoConfig, MaeConfig, MocoV3Config, SimclrConfig
 from .optim import OptimConfig
 from .pretexts import DilemmaConfig, NoPretextConfig
 
-FrameworkConfig = MocoV3Config
+FrameworkConfig = MocoV3Config | DinoConfig | SimclrConfig | MaeConfig
 PretextConfig = DilemmaConfig | NoPretextConfig
 KINDS = {
     "moco_v3": MocoV3Config,
+    "dino": DinoConfig,
+    "simclr": SimclrConfig,
+    "mae": MaeConfig,
     "dilemma": DilemmaConfig,
     "none": NoPretextConfig,
 }
@@ -30,8 +33,12 @@ class ModelConfig:
 
     name: Annotated[Literal["nano", "tiny", "small", "base", "large"], arg(aliases=["--model"])] = "small"
     """Backbone size; nano is width 192, 6 blocks, 3 heads."""
-    init: Literal["xavier_uniform", "trunc_normal", "uniform_fan_in"] = "xavier_uniform"
-    """Initial weights: MoCo v3's, those of timm and DeiT, or PyTorch's own default."""
+    init: Literal["xavier_uniform", "xavier_whole_qkv", "trunc_normal", "uniform_fan_in"] = "xavier_uniform"
+    """Initial weights: MoCo v3's, MAE's, those of timm and DeiT, or PyTorch's own default."""
+    freeze_patch_projection: bool = True
+    """Keep the patch projection at its initial weights, as MoCo v3 does."""
+    learned_position: bool = False
+    """Train the table of positions instead of taking the fixed 2-D sin-cos one."""
     num_heads: int | None = None
     """Attention heads; none: the size's own."""
     image_size: int | None = None

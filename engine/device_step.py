@@ -8,22 +8,21 @@ from torch import Tensor
 
 from misplace.kernels import TokenPlan
 
+from .distributed import average_gradients
 from .method import Method
-from .optim import AdamWEMA
+from .optim import AdamWEMA, StepNumbers
 from .pretexts import Detection
 from .step import losses_under
 
 
 class StepInput(NamedTuple):
-    """views: uint8 [B, S, S, C] each; plan: of all views, stacked; numbers: fp64 [3], see NUMBERS."""
+    """views: uint8 [B, S, S, C] each, local crops last; plan: of the others, stacked; numbers: fp64, see below."""
 
     views: tuple[Tensor, ...]
     plan: TokenPlan
-    numbers: Tensor
+    numbers: Tensor  # StepNumbers, then the framework's schedule by the order of its names
 
 
-# of one step: which update it is, from 1; its learning rate; the teacher's momentum
-NUMBERS = ("step", "lr", "momentum")
 # what a row of metrics begins with; each named term follows
 METRICS = ("loss", "framework_loss", "grad_norm", "found_inf")
 
@@ -41,16 +40,19 @@ def device_step(method: Method, optimizer: AdamWEMA, given: StepInput, found_inf
     """One update in place, unless found_inf (fp32 scalar, 0 at first) is set, by this step or by one before it.
 
     A loss or gradient that is not finite sets it, so that weights, moments, teacher and copies stay as the first
-    such step found them however many steps have been launched since. The caller counts optimizer.steps.
+    such step found them however many steps have been launched since. The caller counts the steps.
     """
-    losses = losses_under(method, given.views, given.plan)
+    numbers = StepNumbers(*given.numbers[: len(StepNumbers._fields)])
+    schedule = dict(zip(method.framework.schedule(0), given.numbers[len(numbers) :]))
+    losses = losses_under(method, given.views, given.plan, schedule)
     losses.total.backward()
+    average_gradients(optimizer.parameters)
     grad_norm = optimizer.grad_norm()
     with torch.no_grad():
         is_bad = torch.isfinite(torch.stack([losses.total, grad_norm])).logical_not()
         found_inf.copy_(torch.maximum(found_inf, is_bad.any()))
-        step, lr, momentum = given.numbers.unbind()
-        optimizer.step(lr=lr, grad_norm=grad_norm, momentum=momentum, step=step, found_inf=found_inf)
+        optimizer.step(numbers, grad_norm=grad_norm, found_inf=found_inf)
+        method.framework.finish_step(found_inf)
         row = [losses.total, losses.framework, grad_norm, found_inf, *losses.terms.values()]
         metrics = torch.stack([value.detach().double() for value in row])
     return StepOutput(metrics, tuple(losses.terms), losses.detection)

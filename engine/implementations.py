@@ -42,28 +42,29 @@ def resolve_implementations(device: torch.device, overrides: str = "") -> dict[s
 
 
 class AttentionSize(NamedTuple):
-    """Attention of one part of a step: tokens of a sequence, images x heads, and whether a backward follows."""
+    """Attention of one part of a step. tokens: of the longest sequence; rows: sequences x heads."""
 
     tokens: int
     rows: int
+    head_dim: int
     with_gradient: bool
+    mixed: bool = False  # sequences of several lengths
 
 
 def implementation_names(
     table: Mapping[str, str],
     device: torch.device,
     dtype: torch.dtype,
-    head_dim: int,
-    sizes: Mapping[str, AttentionSize],  # by who computes it: student, teacher
+    sizes: Mapping[str, AttentionSize],  # by who computes it: student, teacher, decoder
 ) -> dict[str, str]:
     """The table for a reader: what "auto" means for each of `sizes`, such as "native (student, 50 tokens)"."""
     if table[BY_SHAPE] != "auto":
         return {op: str(impl) for op, impl in table.items()}
-    chosen = [
-        f"{attention_choice(device, dtype, size.tokens, head_dim, size.rows, with_gradient=size.with_gradient)} "
-        f"({name}, {size.tokens} tokens)"
-        for name, size in sizes.items()
-    ]
+    chosen = []
+    for name, (tokens, rows, head_dim, with_gradient, mixed) in sizes.items():
+        flags = {"with_gradient": with_gradient, "mixed": mixed}
+        impl = attention_choice(device, dtype, tokens, head_dim, rows, **flags)
+        chosen.append(f"{impl} ({name}, {tokens} tokens)")
     return {op: ", ".join(chosen) if op == BY_SHAPE else str(impl) for op, impl in table.items()}
 
 

@@ -9,8 +9,8 @@ from misplace.kernels import Impl
 
 from .config import Config
 from .data import Source
-from .frameworks import FRAMEWORKS
-from .implementations import use_implementations
+from .frameworks import FRAMEWORKS, Mae
+from .implementations import AttentionSize, use_implementations
 from .models import MODEL_SIZES, VisionTransformer, copied_parameters, use_low_precision
 from .optim import AdamWEMA
 from .pretexts import PRETEXTS
@@ -41,6 +41,8 @@ def encoder_arguments(config: Config, source: Source) -> dict:
         "mean": list(source.mean),
         "std": list(source.std),
         "init": config.model.init,
+        "freeze_patch_projection": config.model.freeze_patch_projection,
+        "learned_position": config.model.learned_position,
     }
 
 
@@ -60,6 +62,25 @@ def build_method(config: Config, source: Source, impls: Mapping[str, Impl]) -> M
     return method
 
 
+def attention_sizes(method: Method, config: Config) -> dict[str, AttentionSize]:
+    """What attention is asked for in a step, by who asks."""
+    encoder, framework, images = method.encoder, method.framework, config.data.batch_size
+    heads, whole = encoder.blocks[0].attn.num_heads, 1 + encoder.num_patches
+    head_dim = encoder.width // heads
+    index = torch.zeros(1, dtype=torch.int64, device=encoder.cls_token.device)
+    kept = method.pretext.plan(index, encoder.num_patches, seed=0, epoch=0, view=0).src.shape[1]
+    views, local, tokens = framework.num_views * images, config.data.augment.local_views, 1 + kept
+    if local:
+        tokens = max(tokens, 1 + (config.data.augment.local_size // encoder.patch_size) ** 2)
+    sizes = {"student": AttentionSize(tokens, (views + local * images) * heads, head_dim, True, mixed=local > 0)}
+    if any(True for _ in framework.teacher_pairs(encoder)):
+        sizes["teacher"] = AttentionSize(whole, min(views, encoder.images_at_once) * heads, head_dim, False)
+    if isinstance(framework, Mae):
+        heads, width = framework.config.decoder_heads, framework.config.decoder_width
+        sizes["decoder"] = AttentionSize(whole, views * heads, width // heads, True)
+    return sizes
+
+
 def build_optimizer(method: Method, config: Config, impls: Mapping[str, Impl]) -> AdamWEMA:
     """AdamW + EMA over the method's trained parameters."""
     return AdamWEMA(
@@ -67,5 +88,6 @@ def build_optimizer(method: Method, config: Config, impls: Mapping[str, Impl]) -
         config.optim,
         dict(method.framework.teacher_pairs(method.encoder)),
         dict(copied_parameters(method)),
+        method.framework.late_parameters(),
         impl=impls["adamw_ema"],
     )

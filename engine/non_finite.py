@@ -13,28 +13,18 @@ from .errors import UserError
 from .implementations import resolve_implementations
 from .method import build_method, build_optimizer
 from .state import load_state, state_tensors
-from .step import NonFiniteError, compute_losses
+from .step import NonFiniteError, compute_losses, view_plans
 
 
 def stop_with_capture(trainer, batch: Batch, error: NonFiniteError) -> NoReturn:
     """Saves batch, plans and state of the failed step, then ends the run with one line."""
     batch = batch.to(torch.device(trainer.config.run.device))
-    plans = [
-        trainer.method.pretext.plan(
-            batch.index,
-            trainer.method.encoder.num_patches,
-            seed=trainer.config.run.seed,
-            epoch=batch.epoch,
-            view=view,
-        )
-        for view in range(len(batch.views))
-    ]
     path = write_capture(
         trainer.folder.capture,
         batch_views=batch.views,
         index=batch.index,
         epoch=batch.epoch,
-        plans=plans,
+        plans=view_plans(trainer.method, batch, trainer.config.run.seed),
         tensors=state_tensors(trainer.method, trainer.optimizer),
         state={"step": trainer.step, "config": to_plain(trainer.config)},
         reason=str(error),

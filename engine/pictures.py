@@ -1,5 +1,6 @@
 """Pictures for the report: a few samples, their plans, and what the head thought of each token."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +9,24 @@ import torch
 from .config import Config
 from .data import Source, make_loader
 from .method import Method
-from .step import student_plan
+from .step import see, student_plan
 
 NUM_PICTURES = 8
 
 
 @torch.no_grad()
 def token_pictures(method: Method, source: Source, config: Config) -> dict[str, np.ndarray]:
-    """Arrays of report/: views [n, V, S, S, C], src, pos, wrong [n, V, K], probability [n, V, K], patch_size."""
+    """Arrays of report/: views [n, V, S, S, C], src, pos, wrong [n, V, K], patch_size.
+
+    probability [n, V, K] where the pretext has a head; what the framework shows, by name, as views.
+    """
     count = min(NUM_PICTURES, len(source))
     loader = make_loader(
         source,
         batch_size=count,
         num_views=method.framework.num_views,
         image_size=config.model.image_size,
-        augment=config.data.augment,
+        augment=dataclasses.replace(config.data.augment, local_views=0),
         seed=config.run.seed,
         start_step=0,
         workers=0,
@@ -32,8 +36,8 @@ def token_pictures(method: Method, source: Source, config: Config) -> dict[str, 
     device = method.encoder.cls_token.device
     batch = batch.to(device)
     plan = student_plan(method, batch, config.run.seed)
-    tokens = method.encoder(torch.cat(batch.views), plan)
-    _, detection = method.pretext.losses(method.encoder, tokens, plan)
+    student = see(method.encoder, batch.views, plan)
+    _, detection = method.pretext.losses(method.encoder, student.tokens, plan)
 
     def per_image(stacked: torch.Tensor) -> np.ndarray:
         return torch.stack(stacked.cpu().chunk(len(batch.views)), dim=1).numpy()
@@ -45,6 +49,7 @@ def token_pictures(method: Method, source: Source, config: Config) -> dict[str, 
         "wrong": per_image(plan.wrong),
         "patch_size": np.array(config.model.patch_size),
     }
+    arrays |= {name: per_image(made) for name, made in method.framework.pictures(student, batch.views).items()}
     if detection is not None:
         arrays["probability"] = per_image(detection.logits.float().sigmoid())
     return arrays

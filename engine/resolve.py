@@ -11,8 +11,8 @@ from .clock import Horizon, parse_duration
 from .config import Config
 from .data import Source, choose_pipeline
 from .errors import UserError
+from .frameworks import FRAMEWORKS, MaeConfig
 from .models import MODEL_SIZES
-from .pretexts import DilemmaConfig
 
 
 def resolve(config: Config, source: Source) -> Config:
@@ -37,6 +37,7 @@ def resolve(config: Config, source: Source) -> Config:
     data = dataclasses.replace(config.data, workers=workers, pipeline=choose_pipeline(config.data.pipeline))
     resolved = dataclasses.replace(config, model=model, data=data, run=run)
     _check_kept(resolved)
+    _check_local_views(resolved)
     if len(source) < config.data.batch_size:
         raise UserError(
             f"{config.data.source}: {len(source)} images do not fill a batch of {config.data.batch_size}; "
@@ -101,8 +102,17 @@ def _check_heads(name: str, num_heads: int | None) -> None:
 
 
 def _check_kept(config: Config) -> None:
-    """A drop rate that keeps no patch is refused here, not in the first step."""
-    if isinstance(config.pretext, DilemmaConfig):
-        patches = (config.model.image_size // config.model.patch_size) ** 2
-        if math.floor(patches * (1 - config.pretext.drop_rate) + 1e-6) < 1:
-            raise UserError(f"--pretext.drop-rate {config.pretext.drop_rate} keeps none of {patches} patches; lower it")
+    """A drop rate that keeps no patch, or leaves nothing to reconstruct, is refused here, not in the first step."""
+    patches, rate = (config.model.image_size // config.model.patch_size) ** 2, config.pretext.drop_rate
+    kept = math.floor(patches * (1 - rate) + 1e-6)
+    if kept < 1:
+        raise UserError(f"--pretext.drop-rate {rate} keeps none of {patches} patches; lower it")
+    if isinstance(config.framework, MaeConfig) and kept == patches:
+        raise UserError(f"--pretext.drop-rate {rate} drops none of {patches} patches for MAE to reconstruct; raise it")
+
+
+def _check_local_views(config: Config) -> None:
+    framework = FRAMEWORKS[type(config.framework)]
+    if config.data.augment.local_views and not framework.takes_local:
+        able = ", ".join(cls.__name__ for cls in FRAMEWORKS.values() if cls.takes_local)
+        raise UserError(f"--data.augment.local-views: {framework.__name__} takes no local crops; {able} does")

@@ -12,19 +12,20 @@ from torch import Tensor
 from misplace.kernels import TokenPlan
 
 from .data import Batch
-from .device_step import NUMBERS, StepInput
+from .device_step import StepInput
 from .method import Method
+from .optim import StepNumbers
 from .step import student_plan
 
 
 class _Place:
     """Memory for one batch, here and there. copied: it is on the device; taken: and where the steps read."""
 
-    def __init__(self, batch: Batch, plan: TokenPlan, device: torch.device, backend):
+    def __init__(self, batch: Batch, plan: TokenPlan, num_numbers: int, device: torch.device, backend):
         is_cuda = device.type == "cuda"
         tensors = [*batch.views, batch.index]
         self.host = [None if t.is_cuda else torch.empty_like(t, pin_memory=is_cuda) for t in tensors]
-        self.numbers = torch.empty(len(NUMBERS), dtype=torch.float64, pin_memory=is_cuda)
+        self.numbers = torch.empty(num_numbers, dtype=torch.float64, pin_memory=is_cuda)
         self.device = [torch.empty_like(tensor, device=device) for tensor in tensors]
         self.plan = TokenPlan(*map(torch.empty_like, plan))
         self.copied, self.taken = backend.Event(), backend.Event()
@@ -40,14 +41,15 @@ class InputQueue:
         self._method, self._seed, self._backend = method, seed, backend
         self._stream = backend.Stream(device)
         plan = student_plan(method, batch.to(device), seed)
-        self._places = [_Place(batch, plan, device, backend) for _ in range(2)]
+        num_numbers = len(StepNumbers._fields) + len(method.framework.schedule(0))
+        self._places = [_Place(batch, plan, num_numbers, device, backend) for _ in range(2)]
         views = tuple(torch.empty_like(view, device=device) for view in batch.views)
-        numbers = torch.empty(len(NUMBERS), dtype=torch.float64, device=device)
+        numbers = torch.empty(num_numbers, dtype=torch.float64, device=device)
         self.fixed = StepInput(views, TokenPlan(*map(torch.empty_like, plan)), numbers)
         self._stream.wait_stream(backend.current_stream())
 
     def send(self, batch: Batch, numbers: tuple[float, ...]) -> None:
-        """Brings a batch and the NUMBERS of its step to `fixed`, in the order of the current stream."""
+        """Brings a batch and the numbers of its step to `fixed`, in the order of the current stream."""
         place = self._places.pop(0)
         self._places.append(place)
         place.taken.synchronize()  # of two steps ago

@@ -19,18 +19,23 @@ from .device_step import StepOutput, device_step
 from .method import Method
 from .optim import AdamWEMA
 from .pretexts import Detection
-from .step import StepResult, learning_rate, refuse_non_finite
+from .step import StepResult, refuse_non_finite, step_numbers
 from .step_input import InputQueue
 
 
 @dataclass
 class InFlight:
-    """A step that was launched. step: of the run, how many came before it; result: waits, and may be NonFiniteError."""
+    """A step that was launched.
+
+    step: of the run, how many came before it; result: waits, and may be NonFiniteError; counts: the optimiser's
+    steps and late_steps before it.
+    """
 
     step: int
     batch: Batch
     result: Callable[[], StepResult]
     is_done: Callable[[], bool] = lambda: True
+    counts: tuple[int, int] = (0, 0)
 
 
 class StepQueue:
@@ -53,14 +58,14 @@ class StepQueue:
         next_progress is asked before the step, which moves the teacher's momentum of a run with a --budget by the
         share of one step.
         """
-        lr = learning_rate(self._config, progress)
-        self._optimizer.steps += 1
-        numbers = self._optimizer.steps, lr, self._method.framework.momentum(next_progress())
+        counts = self._optimizer.steps, self._optimizer.late_steps
+        numbers = step_numbers(self._method, self._optimizer, self._config, batch.epoch, progress, next_progress())
+        schedule = self._method.framework.schedule(batch.epoch)
         self._stream.wait_stream(self._backend.current_stream(self._device))
         with self._backend.stream(self._stream):
             if self._input is None:
                 self._prepare(batch)
-            self._input.send(batch, numbers)
+            self._input.send(batch, (*numbers, *schedule.values()))
             output = self._run()
             metrics, detection = _on_host(output.metrics), output.detection
             if detection is not None:
@@ -70,9 +75,9 @@ class StepQueue:
 
         def result() -> StepResult:
             done.synchronize()
-            return _read(metrics, output.terms, lr, detection)
+            return _read(metrics, output.terms, numbers.lr, detection)
 
-        return InFlight(step, batch, result, done.query)
+        return InFlight(step, batch, result, done.query, counts)
 
     def _prepare(self, batch: Batch) -> None:
         """Memory for every step and, with `captured`, the graph to be."""

@@ -17,9 +17,9 @@ from .config import Config, to_plain
 from .cpu_training import cpu_training
 from .data import Batch, Loader, Quarantine, Source, describe, make_loader, open_source
 from .evaluation import KnnTask, patch_mean
-from .implementations import AttentionSize, implementation_names, resolve_implementations
+from .implementations import implementation_names, resolve_implementations
 from .meter import Meter
-from .method import DTYPES, build_method, build_optimizer, encoder_arguments
+from .method import DTYPES, attention_sizes, build_method, build_optimizer, encoder_arguments
 from .metrics_log import MetricsLog
 from .non_finite import stop_with_capture
 from .progress import ProgressDisplay, print_implementations
@@ -128,15 +128,8 @@ class Trainer:
 
     def _implementation_names(self) -> dict[str, str]:
         """op -> what this run computes it with."""
-        run, encoder, framework = self.config.run, self.method.encoder, self.method.framework
-        device, heads = torch.device(run.device), self.model["num_heads"]
-        index = torch.zeros(1, dtype=torch.int64, device=device)
-        plan = self.method.pretext.plan(index, encoder.num_patches, seed=0, epoch=0, view=0)
-        views, whole = framework.num_views * self.config.data.batch_size, 1 + encoder.num_patches
-        sizes = {"student": AttentionSize(1 + plan.src.shape[1], views * heads, True)}
-        if any(True for _ in framework.teacher_pairs(encoder)):
-            sizes["teacher"] = AttentionSize(whole, min(views, encoder.images_at_once) * heads, False)
-        return implementation_names(self.impls, device, DTYPES[run.precision], encoder.width // heads, sizes)
+        run, sizes = self.config.run, attention_sizes(self.method, self.config)
+        return implementation_names(self.impls, torch.device(run.device), DTYPES[run.precision], sizes)
 
     def _open_log(self) -> MetricsLog:
         resume_step = self.step if self.folder.resumed else None
@@ -220,8 +213,8 @@ class Trainer:
             return flight.result()
         except NonFiniteError as error:
             self.queue.synchronize()
-            launched = self.step - flight.step  # this step and those after it, which have changed nothing
-            self.step, self.optimizer.steps = flight.step, self.optimizer.steps - launched
+            self.step = flight.step  # it and the steps after it have changed nothing
+            self.optimizer.steps, self.optimizer.late_steps = flight.counts
             stop_with_capture(self, flight.batch, error)
 
     def _write_metrics(self, flight: InFlight, result: StepResult, accuracy: float | None) -> None:

@@ -13,8 +13,11 @@ Watch = Callable[[int, StepResult], str | None]
 
 def watches(config: Config, framework: Framework) -> list[Watch]:
     """Functions of a step's number and result that say, once, what is wrong."""
-    collapse = CollapseDetector("the framework loss", framework.collapse_loss(config.data.batch_size), grace=100)
-    found: list[Watch] = [lambda step, result: collapse.update(step, result.framework_loss)]
+    found: list[Watch] = []
+    collapsed = framework.collapse_loss(config.data.batch_size)
+    if collapsed is not None:
+        collapse = CollapseDetector("the framework loss", collapsed, grace=100)
+        found.append(lambda step, result: collapse.update(step, result.framework_loss))
     if isinstance(config.pretext, DilemmaConfig):
         chance = ChanceDetector(config.pretext.wrong_rate, grace=200)
         found.append(lambda step, result: chance.update(step, result.terms["bce"]) if "bce" in result.terms else None)

@@ -10,8 +10,8 @@ from .layer_norm import layer_norm
 from .linear import linear, pack_weight
 from .ops import OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
-from .prototype_ce import prototype_ce
 from .patch_mse import patch_mse
+from .prototype_ce import prototype_ce
 from .restore import dropped_patches, restore
 from .token_bce import token_bce
 from .token_plan import TokenPlan, dense_plan, token_plan
@@ -35,8 +35,8 @@ __all__ = [
     "nt_xent",
     "pack_weight",
     "patch_embed",
-    "prototype_ce",
     "patch_mse",
+    "prototype_ce",
     "resolve_impl",
     "restore",
     "token_bce",

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from misplace import kernels
 
+from ..distributed import gather_rows, rank
 from ..models import VisionTransformer
 from ..models.heads import batch_norm_mlp
-from .base import Framework
+from ..optim import half_cosine
+from .base import Framework, Student
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class MocoV3(Framework):
             {"encoder": copy.deepcopy(encoder), "projector": copy.deepcopy(self.projector)}
         ).requires_grad_(False)
 
-    def losses(self, class_tokens: tuple[Tensor, ...], views: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        queries = [self.predictor(self.projector(token)) for token in class_tokens]
+    def losses(self, student: Student, views: tuple[Tensor, ...], schedule) -> dict[str, Tensor]:
+        queries = [self.predictor(self.projector(token)) for token in student.class_tokens]
         keys = self._keys(views)
         return {"contrastive": self._contrast(queries[0], keys[1]) + self._contrast(queries[1], keys[0])}
 
@@ -56,15 +58,19 @@ class MocoV3(Framework):
         return [self.teacher["projector"](token) for token in class_tokens]
 
     def _contrast(self, query: Tensor, key: Tensor) -> Tensor:
-        tau = self.config.temperature
-        return 2 * tau * kernels.info_nce(query, key, temperature=tau, impl=self.impls["info_nce"])
+        tau, keys = self.config.temperature, gather_rows(key)
+        first_row = rank() * len(key)
+        return (
+            2 * tau * kernels.info_nce(query, keys, temperature=tau, first_row=first_row, impl=self.impls["info_nce"])
+        )
 
     def teacher_pairs(self, encoder: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         for student, teacher in ((encoder, "encoder"), (self.projector, "projector")):
             yield from zip(student.parameters(), self.teacher[teacher].parameters())
 
-    def momentum(self, progress: float) -> float:
-        return 1 - 0.5 * (1 + math.cos(math.pi * progress)) * (1 - self.config.momentum)
+    def momentum(self, progress: float, following: float) -> float:
+        """Averaged just before the keys of the next step. [S]"""
+        return half_cosine(following, self.config.momentum, 1.0)
 
     def collapse_loss(self, batch_size: int) -> float:
         return 4 * self.config.temperature * math.log(batch_size)

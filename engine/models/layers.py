@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from misplace import kernels
 
+from ..distributed import synchronised_batch_norm, world_size
 from ..implementations import AUTO
 
 
@@ -70,10 +71,17 @@ class LayerNorm(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm over a batch of vectors [B, D], in fp32 whatever the input."""
+    """BatchNorm over the vectors [B, D] of all ranks, in fp32 whatever the input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float())
+        if not (self.training and world_size() > 1):
+            return super().forward(x.float())
+        normed, mean, variance = synchronised_batch_norm(x.float(), self.eps)
+        rows = len(x) * world_size()
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+        self.num_batches_tracked += 1
+        return normed * self.weight + self.bias if self.affine else normed
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Fixed positional embeddings."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,3 +20,12 @@ def sincos_2d(width: int, rows: int, columns: int, temperature: float = 10_000.0
     x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
     table = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), table]).float()
+
+
+def bicubic_matrix(side: int, to: int) -> Tensor:
+    """What resizes a table of side x side rows to `to` x `to` bicubically: float32 [to * to, side * side].
+
+    As F.interpolate without antialiasing, which DINO uses for its local crops. [S]
+    """
+    basis = torch.eye(side * side).reshape(-1, 1, side, side)
+    return F.interpolate(basis, size=(to, to), mode="bicubic").reshape(side * side, to * to).T.contiguous()

@@ -1,5 +1,8 @@
 """A Vision Transformer that embeds exactly the tokens of a plan."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,81 +10,12 @@ from misplace import kernels
 from misplace.kernels import TokenPlan
 
 from ..implementations import AUTO
-from .initialise import INITS
-from .layers import LayerNorm, Linear, packed_weights
-from .position import sincos_2d
-from .recompute import made_again
+from .block import Block, Packing, run_blocks
+from .initialise import INITS, learned_positions
+from .layers import LayerNorm, packed_weights
+from .position import bicubic_matrix, sincos_2d
 
 CACHE_BYTES = 8 * 2**20
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over [B, N, D]."""
-
-    impls = AUTO
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = kernels.attention(self.qkv(x), num_heads=self.num_heads, impl=self.impls["attention"])
-        return self.proj(mixed)
-
-    def of_class_token(self, x: Tensor) -> Tensor:
-        """forward(x)[:, :1], the other queries left out."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        mixed = kernels.attention(q[:, :1], k, v, impl=self.impls["attention"])
-        return self.proj(mixed.flatten(2))
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, Linear with four times the width between."""
-
-    impls = AUTO
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.fc1 = Linear(width, 4 * width)
-        self.fc2 = Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden, bias = self.fc1(x, with_bias=False), self.fc1.bias  # whose gradient falls out of gelu's
-        active = kernels.gelu(hidden, bias, impl=self.impls["gelu"])
-        with made_again(active, lambda: kernels.gelu(hidden, bias, impl=self.impls["gelu"])):
-            return self.fc2(active)
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block. Every residual sum is made in the pass of the norm that reads it."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.norm1 = LayerNorm(width)
-        self.attn = Attention(width, num_heads)
-        self.norm2 = LayerNorm(width)
-        self.mlp = Mlp(width)
-
-    def forward(
-        self,
-        x: Tensor,  # [B, N, D]
-        normed: Tensor,  # [B, N, D], norm1 of x
-        following: LayerNorm | None,
-    ) -> tuple[Tensor, Tensor | None]:  # both [B, N, D]
-        """The block's output, and what `following` makes of it."""
-        with made_again(normed, lambda: self.norm1(x)):
-            branch = self.attn(normed)
-        middle, normed = self.norm2.of_sum(x, branch)
-        with made_again(normed, lambda: self.norm2(middle)):
-            branch = self.mlp(normed)
-        return (middle + branch, None) if following is None else following.of_sum(middle, branch)
-
-    def of_class_token(self, x: Tensor, normed: Tensor) -> Tensor:
-        """forward(x, normed, None)[0][:, :1] for a quarter of the work: the other tokens' outputs are not asked for."""
-        x = x[:, :1] + self.attn.of_class_token(normed)
-        return x + self.mlp(self.norm2(x))
 
 
 class PatchProjection(nn.Module):
@@ -93,10 +27,12 @@ class PatchProjection(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT with a fixed 2-D sin-cos table.
+    """ViT that takes images of any side that is a multiple of its patches'.
 
     image_size, patch_size: sides in pixels, the first a multiple of the second; mean, std: per channel, for pixels
-    scaled to [0, 1]; init: one of INITS; freeze_patch_projection: keep it at its random init (MoCo v3).
+    scaled to [0, 1]; init: one of INITS; freeze_patch_projection: keep it at its random init (MoCo v3);
+    learned_position: the table of positions is trained (DINO), else it is the fixed 2-D sin-cos one. Images of
+    another side than image_size are given the table resized bicubically.
     """
 
     impls = AUTO
@@ -114,10 +50,11 @@ class VisionTransformer(nn.Module):
         std: tuple[float, ...],
         init: str = "xavier_uniform",
         freeze_patch_projection: bool = True,
+        learned_position: bool = False,
     ):
         super().__init__()
         side = image_size // patch_size
-        self.patch_size, self.num_patches, self.width = patch_size, side * side, width
+        self.patch_size, self.side, self.num_patches, self.width = patch_size, side, side * side, width
         self.mean, self.std = tuple(mean), tuple(std)
         self.compute_dtype = torch.float32
         self.patch_embed = PatchProjection(channels, width, patch_size)
@@ -127,6 +64,10 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, num_heads) for _ in range(depth))
         self.norm = LayerNorm(width)
         INITS[init](self)
+        if learned_position:
+            learned_positions(self)
+        self._resizing: dict[int, Tensor] = {}  # side -> the matrix that resizes the table, made when asked for
+        self._packings: dict[tuple[tuple[int, ...], ...], Packing] = {}  # shapes -> where sequences begin and end
         self.patch_embed.requires_grad_(not freeze_patch_projection)
 
     def forward(
@@ -135,15 +76,18 @@ class VisionTransformer(nn.Module):
         plan: TokenPlan,
     ) -> Tensor:
         """The trunk's tokens before the final norm: [B, 1 + K, D] in the compute dtype, class token first."""
-        x, normed = self._enter(images, plan)
-        for block, following in zip(self.blocks, [*(block.norm1 for block in self.blocks[1:]), None]):
-            x, normed = block(x, normed, following)
-        return x
+        return run_blocks(self.blocks, self.tokens(images, plan))
 
-    def _enter(self, images: Tensor, plan: TokenPlan) -> tuple[Tensor, Tensor]:
-        """What the first block takes."""
-        x = self.tokens(images, plan)
-        return x, self.blocks[0].norm1(x)
+    def forward_packed(self, parts: Sequence[tuple[Tensor, TokenPlan]]) -> list[Tensor]:
+        """forward of each (images, plan), of whatever sizes, in one pass: every sequence attends to itself alone."""
+        entering = [self.tokens(images, plan) for images, plan in parts]
+        shapes = tuple(tuple(x.shape[:2]) for x in entering)
+        packing = self._packings.get(shapes)
+        if packing is None:
+            packing = self._packings[shapes] = packing_of(shapes, entering[0].device)
+        x = run_blocks(self.blocks, torch.cat([x.flatten(0, 1) for x in entering]), packing)
+        parts = x.split([images * tokens for images, tokens in shapes])
+        return [part.unflatten(0, shape) for part, shape in zip(parts, shapes)]
 
     def tokens(self, images: Tensor, plan: TokenPlan) -> Tensor:
         """What enters the first block: [B, 1 + K, D]."""
@@ -152,7 +96,7 @@ class VisionTransformer(nn.Module):
             images,
             projection.weight.to(self.compute_dtype),
             projection.bias,
-            self.pos_embed[0],
+            self.position_table(images.shape[1] // self.patch_size),
             self.cls_token[0, 0],
             self.no_position,
             plan.src,
@@ -163,6 +107,15 @@ class VisionTransformer(nn.Module):
             impl=self.impls["patch_embed"],
         )
 
+    def position_table(self, side: int) -> Tensor:
+        """[1 + side^2, D], the class token's row first: the table itself, or resized bicubically as in DINO. [S]"""
+        table = self.pos_embed[0]
+        if side == self.side:
+            return table
+        if side not in self._resizing:
+            self._resizing[side] = bicubic_matrix(self.side, side).to(table.device)
+        return torch.cat([table[:1], self._resizing[side].to(table.dtype) @ table[1:]])
+
     @torch.no_grad()
     def class_token(self, images: Tensor) -> Tensor:
         """The normalised class token of whole images, [B, D] in the compute dtype: what a teacher is asked for."""
@@ -172,7 +125,8 @@ class VisionTransformer(nn.Module):
 
     def _class_token(self, images: Tensor) -> Tensor:
         """Before the norm, of as many images as are worked on at once."""
-        x, normed = self._enter(images, kernels.dense_plan(len(images), self.num_patches, images.device))
+        x = self.tokens(images, kernels.dense_plan(len(images), self.num_patches, images.device))
+        normed = self.blocks[0].norm1(x)
         for block, following in zip(self.blocks[:-1], self.blocks[1:]):
             x, normed = block(x, normed, following.norm1)
         return self.blocks[-1].of_class_token(x, normed)[:, 0]
@@ -190,3 +144,10 @@ class VisionTransformer(nn.Module):
         plan = kernels.dense_plan(len(images), self.num_patches, images.device)
         tokens = self.norm(self(images, plan)).float()
         return tokens[:, 0], tokens[:, 1:]
+
+
+def packing_of(shapes: Sequence[tuple[int, int]], device: torch.device) -> Packing:
+    """shapes: (sequences, tokens of each) of every part, in order."""
+    lengths = [tokens for sequences, tokens in shapes for _ in range(sequences)]
+    ends = list(itertools.accumulate(lengths, initial=0))
+    return Packing(torch.tensor(ends, dtype=torch.int32, device=device), max(lengths))

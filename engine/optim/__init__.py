@@ -1,6 +1,6 @@
 """Optimiser and schedules."""
 
-from .adamw_ema import AdamWEMA, OptimConfig
-from .schedules import cosine_with_warmup
+from .adamw_ema import AdamWEMA, OptimConfig, StepNumbers
+from .schedules import cosine_with_warmup, half_cosine
 
-__all__ = ["AdamWEMA", "OptimConfig", "cosine_with_warmup"]
+__all__ = ["AdamWEMA", "OptimConfig", "StepNumbers", "cosine_with_warmup", "half_cosine"]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from misplace.kernels import TokenPlan, dense_plan
+from misplace.kernels import TokenPlan, dense_plan, token_plan
 
+from ..errors import UserError
 from ..implementations import AUTO
 from ..models import VisionTransformer
 
@@ -19,9 +20,21 @@ class Detection(NamedTuple):
     wrong: Tensor  # bool [B, K]
 
 
+def check_drop_rate(drop_rate: float) -> None:
+    """UserError unless a share of patches that leaves some."""
+    if not 0 <= drop_rate < 1:
+        raise UserError(f"--pretext.drop-rate {drop_rate}: must be in [0, 1); 0.75 keeps a quarter")
+
+
 @dataclass(frozen=True)
 class NoPretextConfig:
-    """No pretext: every patch at its place."""
+    """No pretext: every token at its place."""
+
+    drop_rate: float = 0.0
+    """Share of the patches that the student does not see, in [0, 1)."""
+
+    def __post_init__(self):
+        check_drop_rate(self.drop_rate)
 
 
 class Pretext(nn.Module, ABC):
@@ -48,10 +61,15 @@ class Pretext(nn.Module, ABC):
 
 
 class NoPretext(Pretext):
-    """Dense views, no loss."""
+    """Views whole or, with a drop rate, sparse; no loss."""
 
     def __init__(self, config: NoPretextConfig, encoder: VisionTransformer):
         super().__init__()
+        self.drop_rate = config.drop_rate
 
     def plan(self, index: Tensor, num_patches: int, *, seed: int, epoch: int, view: int) -> TokenPlan:
-        return dense_plan(len(index), num_patches, index.device)
+        if self.drop_rate == 0:
+            return dense_plan(len(index), num_patches, index.device)
+        rates = {"drop_rate": self.drop_rate, "wrong_rate": 0.0}
+        impl = self.impls["token_plan"]
+        return token_plan(index, num_patches=num_patches, **rates, seed=seed, epoch=epoch, view=view, impl=impl)

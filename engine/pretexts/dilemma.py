@@ -10,7 +10,7 @@ from misplace.kernels import TokenPlan
 
 from ..errors import UserError
 from ..models import Linear, VisionTransformer
-from .base import Detection, Pretext
+from .base import Detection, Pretext, check_drop_rate
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class DilemmaConfig:
     """Lambda: weight of the binary cross entropy beside the framework's loss."""
 
     def __post_init__(self):
-        if not 0 <= self.drop_rate < 1:
-            raise UserError(f"--pretext.drop-rate {self.drop_rate}: must be in [0, 1); 0.75 keeps a quarter")
+        check_drop_rate(self.drop_rate)
         if not 0 <= self.wrong_rate <= 1:
             raise UserError(f"--pretext.wrong-rate {self.wrong_rate}: must be in [0, 1]; 0.2 is usual")
         if not (math.isfinite(self.weight) and self.weight >= 0):

@@ -4,9 +4,15 @@ from collections.abc import Callable
 
 from ..config import Config
 from ..errors import UserError
+from .dino import dino, dino_dilemma
+from .mae import mae, mae_dilemma
 from .moco_v3 import moco_v3, moco_v3_dilemma
+from .simclr import simclr, simclr_dilemma
 
-RECIPES: dict[str, Callable[[str], Config]] = {r.__name__: r for r in (moco_v3, moco_v3_dilemma)}
+RECIPES: dict[str, Callable[[str], Config]] = {
+    recipe.__name__: recipe
+    for recipe in (moco_v3, moco_v3_dilemma, dino, dino_dilemma, simclr, simclr_dilemma, mae, mae_dilemma)
+}
 
 
 def recipe(name: str) -> Callable[[str], Config]:
@@ -16,4 +22,4 @@ def recipe(name: str) -> Callable[[str], Config]:
     return RECIPES[name]
 
 
-__all__ = ["RECIPES", "moco_v3", "moco_v3_dilemma", "recipe"]
+__all__ = ["RECIPES", *RECIPES, "recipe"]

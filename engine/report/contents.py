@@ -20,6 +20,7 @@ class Pictures(NamedTuple):
     wrong: np.ndarray  # bool [n, V, K]
     probability: np.ndarray | None  # float32 [n, V, K]
     patch_size: int
+    reconstruction: np.ndarray | None = None  # uint8, as views: dropped patches as a decoder has them
 
 
 @dataclass
@@ -97,6 +98,7 @@ def _read_pictures(run: RunContents, name: str) -> Pictures | None:
                 wrong=held["wrong"].astype(bool),
                 probability=held.get("probability"),
                 patch_size=int(held["patch_size"]),
+                reconstruction=held.get("reconstruction"),
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         run.unread.append(f"{name}: {error}")
@@ -119,6 +121,9 @@ def _misfit(pictures: Pictures) -> str | None:
     arrays += [] if pictures.probability is None else [pictures.probability]
     if any(a.ndim != 3 or a.shape != pictures.src.shape or a.shape[:2] != views.shape[:2] for a in arrays):
         return "src, pos, wrong and probability do not have one shape [n, V, K]"
+    made = pictures.reconstruction
+    if made is not None and (made.dtype, made.shape) != (views.dtype, views.shape):
+        return f"reconstruction is {made.dtype} {made.shape}, views is {views.dtype} {views.shape}"
     num_patches = (side // patch_size) ** 2
     if pictures.src.min(initial=0) < 0 or pictures.src.max(initial=0) >= num_patches:
         return f"src is outside 0..{num_patches - 1}"

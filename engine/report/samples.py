@@ -76,6 +76,10 @@ def _view(pictures: Pictures, i: int, v: int) -> str:
         drawn = draw_probabilities(view, src, wrong, probability, patch_size)
         figures.append(image(image_uri(drawn, COLOURS), f"{name}: {said}", "the head's probability, %", smooth=True))
         label += f" · {escape(said)}"
+    if pictures.reconstruction is not None:
+        made = Image.fromarray(as_rgb(pictures.reconstruction[i, v]))
+        said = f"{name}: the dropped patches as the decoder has them"
+        figures.append(image(image_uri(made, COLOURS), said, "the decoder's patches", smooth=smooth))
     return f'<div class="view"><p class="label">{label}</p>{"".join(figures)}</div>'
 
 

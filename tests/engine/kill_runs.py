@@ -1,7 +1,7 @@
 """Script for test_resume: kills training runs at random steps and in every phase of a save, and resumes them.
 
-usage: kill_runs.py SCRATCH_FOLDER KILLS PIPELINE. One thread, so that forking is safe. Prints JSON: kills, kills by
-place, runs lost, and how many bits of the final state differ from the uninterrupted run's.
+usage: kill_runs.py SCRATCH_FOLDER KILLS PIPELINE RECIPE. One thread, so that forking is safe. Prints JSON: kills,
+kills by place, runs lost, and how many bits of the final state differ from the uninterrupted run's.
 """
 
 import json
@@ -20,12 +20,12 @@ from misplace.engine import trainer
 from misplace.engine.checkpoint import latest, load
 
 STEPS, KILLS_PER_RUN = 10, 5
-PIPELINE = sys.argv[3]
+PIPELINE, RECIPE = sys.argv[3:5]
 
 
 def pretrain(folder: Path, images: Path, *, resume: bool) -> None:
     run = {"steps": STEPS, "checkpoint_steps": 3, "keep": 2, "resume": resume}
-    trainer.pretrain(tiny_config("moco_v3_dilemma", images, folder, pipeline=PIPELINE, **run))
+    trainer.pretrain(tiny_config(RECIPE, images, folder, pipeline=PIPELINE, **run))
 
 
 def in_child(action) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from misplace.engine.data import make_loader, open_source
+from misplace.engine.frameworks import FRAMEWORKS
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.models import VisionTransformer
@@ -27,7 +28,7 @@ def train(config, impl, *, steps, double=False):
     loader = make_loader(
         source,
         batch_size=data.batch_size,
-        num_views=2,
+        num_views=FRAMEWORKS[type(config.framework)].num_views,
         image_size=config.model.image_size,
         augment=data.augment,
         seed=0,

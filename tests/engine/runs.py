@@ -7,10 +7,16 @@ import numpy as np
 from PIL import Image
 
 from misplace.engine.config import Config
-from misplace.engine.frameworks import MocoV3Config
+from misplace.engine.frameworks import DinoConfig, MaeConfig, MocoV3Config, SimclrConfig
 from misplace.engine.recipes import recipe
 
 NUM_IMAGES, BATCH = 48, 8
+TINY = {
+    "moco_v3": MocoV3Config(hidden_width=64, output_width=32),
+    "simclr": SimclrConfig(output_width=32),
+    "dino": DinoConfig(num_prototypes=96, hidden_width=64, bottleneck_width=32, held_epochs=1),
+    "mae": MaeConfig(decoder_width=32, decoder_depth=1, decoder_heads=2),
+}
 
 
 def striped_images(root: Path) -> Path:
@@ -32,12 +38,15 @@ def tiny_config(
 ) -> Config:
     """The nano recipe at 24 pixels, patches of 6, batches of 8; `run` overrides RunConfig."""
     base = recipe(name)("nano")
+    augment = dataclasses.replace(base.data.augment, local_views=min(2, base.data.augment.local_views))
     run = {"steps": 4, "budget": None, "knn_every": 0.0, "report": False, "precision": "fp32", **run}
     config = dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, image_size=24, patch_size=6),
-        data=dataclasses.replace(base.data, source=str(source), batch_size=BATCH, workers=0, pipeline=pipeline),
-        framework=MocoV3Config(hidden_width=64, output_width=32),
+        data=dataclasses.replace(
+            base.data, source=str(source), batch_size=BATCH, workers=0, pipeline=pipeline, augment=augment
+        ),
+        framework=TINY[name.removesuffix("_dilemma")],
         run=dataclasses.replace(base.run, out=out, device="cpu", **run),
     )
     if pretext:

@@ -8,6 +8,7 @@ import torch
 from misplace.engine.captured_step import EAGER_STEPS, why_not_captured
 from misplace.engine.data import make_loader, open_source
 from misplace.engine.device_step import device_step
+from misplace.engine.frameworks import FRAMEWORKS
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.state import state_tensors
@@ -38,7 +39,7 @@ class Run:
         self.batches = make_loader(
             source,
             batch_size=config.data.batch_size,
-            num_views=2,
+            num_views=FRAMEWORKS[type(config.framework)].num_views,
             image_size=config.model.image_size,
             augment=config.data.augment,
             seed=config.run.seed,

@@ -1,10 +1,21 @@
 """Collapse is named when it is there, and only then."""
 
+import dataclasses
 import math
 
 import pytest
+from PIL import Image
 
 from misplace.engine.collapse import ChanceDetector, CollapseDetector, chance_bce
+from misplace.engine.frameworks import FRAMEWORKS
+from misplace.engine.models import VisionTransformer
+from misplace.engine.trainer import pretrain
+from misplace.engine.watches import watches
+
+SMALL = {
+    "image_size": 8, "patch_size": 4, "channels": 3, "width": 16, "depth": 1, "num_heads": 2,
+    "mean": (0.5,) * 3, "std": (0.25,) * 3,
+}  # fmt: skip
 
 MOCO = 4 * 0.2 * math.log(256)  # 4.4361
 
@@ -55,3 +66,29 @@ def test_a_bce_at_chance_is_named(bce, named):
 
 def test_without_wrong_tokens_nothing_is_named():
     assert feed(ChanceDetector(0.0, window=5, grace=0), [0.0] * 20) == []
+
+
+@pytest.mark.parametrize("recipe", ["moco_v3", "simclr", "dino"])
+def test_a_run_on_images_that_are_all_alike_is_told_of_its_collapse(runs, tmp_path, capsys, recipe):
+    """One flat grey in every image: one embedding. DINO's classes also stay alike at a temperature of 1e6."""
+    for i in range(8):
+        (tmp_path / "grey" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (128, 128, 128)).save(tmp_path / "grey" / str(i % 2) / f"{i}.png")
+    config = runs.tiny_config(recipe, tmp_path / "grey", tmp_path / "run", steps=110)
+    augment = dataclasses.replace(config.data.augment, jitter_p=0.0)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augment))
+    if recipe == "dino":
+        config = dataclasses.replace(config, framework=dataclasses.replace(config.framework, student_temperature=1e6))
+    pretrain(config)
+    said = capsys.readouterr().out
+    expected = FRAMEWORKS[type(config.framework)](config.framework, VisionTransformer(**SMALL)).collapse_loss(
+        runs.BATCH
+    )
+    assert said.count("collapse: the median") == 1 and f"it is {expected:.4f} when all images" in said
+
+
+def test_mae_has_no_loss_of_a_collapse(runs, images, tmp_path):
+    config = runs.tiny_config("mae_dilemma", images, tmp_path)
+    framework = FRAMEWORKS[type(config.framework)](config.framework, VisionTransformer(**SMALL))
+    found = watches(config, framework)
+    assert len(found) == 1  # the BCE at chance

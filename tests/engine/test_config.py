@@ -28,8 +28,10 @@ def test_recipes_are_the_published_settings():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_and_its_dilemma_form_differ_in_the_pretext_alone(name):
-    plain, with_dilemma = to_plain(configure(["moco_v3"])), to_plain(configure(["moco_v3_dilemma"]))
+    framework = name.removesuffix("_dilemma")
+    plain, with_dilemma = to_plain(configure([framework])), to_plain(configure([framework + "_dilemma"]))
     assert with_dilemma["pretext"] == {"kind": "dilemma", "drop_rate": 0.75, "wrong_rate": 0.2, "weight": 1.0}
+    assert plain["pretext"] == {"kind": "none", "drop_rate": 0.75 if framework == "mae" else 0.0}
     for changed in ("pretext", "recipe"):
         plain.pop(changed), with_dilemma.pop(changed)
     assert plain == with_dilemma
@@ -54,7 +56,9 @@ def test_overrides_are_strict_and_nested():
         ("moco_v3 --optim.base-lr fast", "--optim.base-lr.*fast"),
         ("moco_v3 stray", "stray"),
         ("moco_v3 --model giant", "giant"),
-        ("moco_v3 --pretext.drop-rate .5", "--pretext.drop-rate"),
+        ("moco_v3 --pretext.wrong-rate .5", "--pretext.wrong-rate"),
+        ("mae --pretext.drop-rate -1", "drop-rate -1"),
+        ("moco_v3 --optim.weight-decay 0 --optim.final-weight-decay 1", "final-weight-decay"),
         ("moco_v3_dilemma --pretext.drop-rate 1.0", "drop-rate 1.0"),
         ("moco_v3_dilemma --pretext.wrong-rate 1.5", "wrong-rate 1.5"),
         ("moco_v3 --steps 5 --budget 5m", "--steps and --budget"),
@@ -84,3 +88,30 @@ def test_unknown_keys_and_differences_are_named():
     other = {**plain, "optim": {**plain["optim"], "base_lr": 1.0}}
     assert first_difference(plain, plain) is None
     assert first_difference(plain, other) == "optim.base_lr (0.00015 and 1.0)"
+
+
+def test_dinos_published_settings():
+    config = configure(["dino", "--model", "small"])
+    optim, augment = config.optim, config.data.augment
+    assert (optim.base_lr, optim.final_lr, optim.weight_decay, optim.final_weight_decay) == (5e-4, 1e-6, 0.04, 0.4)
+    assert (optim.clip_norm, optim.clip_each, optim.decay_vectors) == (3.0, True, False)
+    assert (augment.crop_scale, augment.local_scale) == ((0.4, 1.0), (0.05, 0.4))
+    assert (augment.local_views, augment.local_size) == (8, 96)
+    assert config.model.learned_position and not config.model.freeze_patch_projection
+    assert config.model.num_heads is None and config.model.init == "trunc_normal"
+
+
+def test_maes_published_settings():
+    config = configure(["mae", "--model", "base"])
+    optim, augment = config.optim, config.data.augment
+    assert (optim.base_lr, optim.betas, optim.weight_decay, optim.decay_vectors) == (1.5e-4, (0.9, 0.95), 0.05, False)
+    assert config.pretext == NoPretextConfig(drop_rate=0.75)
+    assert augment.crop_scale == (0.2, 1.0) and augment.flip_p == 0.5
+    assert augment.jitter_p == augment.grayscale_p == augment.blur_p[0] == augment.solarize_p[0] == 0
+    assert config.model.init == "xavier_whole_qkv" and not config.model.freeze_patch_projection
+
+
+def test_simclrs_published_settings():
+    augment = configure(["simclr", "--model", "small"]).data.augment
+    assert (augment.brightness, augment.contrast, augment.saturation, augment.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert augment.blur_p == (0.5, 0.5) and augment.solarize_p == (0.0, 0.0) and augment.crop_scale == (0.08, 1.0)

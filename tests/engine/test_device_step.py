@@ -7,9 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from misplace.engine.data import make_loader, open_source
-from misplace.engine.device_step import NUMBERS, StepInput, device_step
+from misplace.engine.device_step import StepInput, device_step
+from misplace.engine.frameworks import FRAMEWORKS
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
+from misplace.engine.optim import StepNumbers
 from misplace.engine.state import state_tensors
 from misplace.engine.step import NonFiniteError, student_plan, training_step
 from misplace.engine.step_queue import StepQueue
@@ -28,7 +30,7 @@ def build(config):
     loader = make_loader(
         source,
         batch_size=data.batch_size,
-        num_views=2,
+        num_views=FRAMEWORKS[type(config.framework)].num_views,
         image_size=config.model.image_size,
         augment=data.augment,
         seed=config.run.seed,
@@ -52,7 +54,7 @@ def differing(first, second):
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bf16"}, {}, {"impl": "reference"}, {"impl": "adamw_ema=torch"}])
-@pytest.mark.parametrize("recipe", ["moco_v3_dilemma", "moco_v3"])
+@pytest.mark.parametrize("recipe", ["moco_v3_dilemma", "moco_v3", "dino_dilemma", "simclr_dilemma", "mae_dilemma"])
 def test_it_is_todays_step_to_the_bit(runs, images, tmp_path, recipe, changes):
     config = runs.tiny_config(recipe, images, tmp_path, **changes)
     method, optimizer, batches = build(config)
@@ -96,16 +98,16 @@ class Reading(TorchDispatchMode):
 
 def fixed_input(method, batch, config):
     plan = student_plan(method, batch, config.run.seed)
-    return StepInput(batch.views, plan, torch.tensor([1.0, 1e-3, 0.99], dtype=torch.float64))
+    return StepInput(batch.views, plan, torch.tensor([1.0, 1.0, 1e-3, 0.99, 1.0], dtype=torch.float64))
 
 
-# token_bce reads its scale on the CPU alone (kernels/token_bce/autograd.py)
-@pytest.mark.parametrize("impl", ["token_bce=reference"])
+# token_bce and info_nce read their scale on the CPU alone (their autograd.py)
+@pytest.mark.parametrize("impl", ["token_bce=reference,info_nce=reference"])
 def test_nothing_is_read_between_input_and_update(runs, images, tmp_path, impl):
     config = runs.tiny_config("moco_v3_dilemma", images, tmp_path, impl=impl, precision="bf16")
     method, optimizer, batches = build(config)
     given, found_inf = fixed_input(method, next(batches), config), torch.zeros(())
-    assert given.numbers.shape == (len(NUMBERS),)
+    assert given.numbers.shape == (len(StepNumbers._fields),)
     with Reading() as reading:
         device_step(method, optimizer, given, found_inf)
     assert reading.found == [] and reading.calls > 100

@@ -18,7 +18,9 @@ from misplace.kernels.testing.tolerance import GRADIENT_FACTOR
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 8
-RECIPES = ("moco_v3", "moco_v3_dilemma")
+RECIPES = tuple(framework + form for framework in ("moco_v3", "dino", "simclr", "mae") for form in ("", "_dilemma"))
+# the seventh loss of this one is one of two values 2e-3 apart, and a rounding in any single op decides which
+BEFORE_AN_EDGE = {"simclr": 6}
 # of fp64's 16: what other orders of summation and a hundredfold growth in each of a few steps leave
 DIGITS = 1e-11
 
@@ -36,8 +38,8 @@ def test_reference_gives_the_recorded_losses(runs, losses, tmp_path, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_fused_gives_them_as_nearly_as_eager_does(runs, losses, tmp_path, name):
     golden = torch.tensor(json.loads(GOLDEN.read_text())[name], dtype=torch.float64)
-    tiny = config(runs, name, tmp_path)
-    fused, eager = ((losses.train(tiny, impl, steps=STEPS) - golden).norm() for impl in ("", "reference"))
+    tiny, golden = config(runs, name, tmp_path), golden[: BEFORE_AN_EDGE.get(name)]
+    fused, eager = ((losses.train(tiny, impl, steps=len(golden)) - golden).norm() for impl in ("", "reference"))
     rounding = torch.finfo(torch.float32).eps / 2 * golden.norm()
     assert 0 < fused <= GRADIENT_FACTOR * eager + rounding
 

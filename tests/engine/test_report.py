@@ -229,6 +229,17 @@ def test_a_run_without_a_head(tmp_path):
     assert sum("as drawn for the network" in image["alt"] for image in page.images) == 6
 
 
+def test_a_decoders_patches_are_shown(tmp_path):
+    held = pictures()
+    said = "the dropped patches as the decoder has them"
+    without = render(write_run(tmp_path / "run", arrays=held))
+    assert not any(said in shown["alt"] for shown in without.images)
+    made = render(write_run(tmp_path / "run", arrays=held | {"reconstruction": 255 - held["views"]}))
+    assert sum(said in shown["alt"] for shown in made.images) == 6  # three samples, two views
+    misfit = render(write_run(tmp_path / "run", arrays=held | {"reconstruction": held["views"][:1]}))
+    assert "reconstruction is uint8 (1, 2, 28, 28, 1)" in misfit.text
+
+
 def test_a_run_whose_knn_is_partial(tmp_path):
     page = render(write_run(tmp_path / "run", lines=0, summary={"knn": {"trained": 0.5, "random": None}}))
     assert "50.0 %" in page.text and "points over" not in page.text and "chance," not in page.text

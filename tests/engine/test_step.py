@@ -7,6 +7,7 @@ import torch
 
 from misplace.engine.data import make_loader, open_source
 from misplace.engine.errors import UserError
+from misplace.engine.frameworks import FRAMEWORKS
 from misplace.engine.implementations import AttentionSize, implementation_names, resolve_implementations
 from misplace.engine.method import build_method, build_optimizer
 from misplace.engine.non_finite import replay
@@ -28,7 +29,7 @@ def batches(config, source, start_step=0):
     return make_loader(
         source,
         batch_size=config.data.batch_size,
-        num_views=2,
+        num_views=FRAMEWORKS[type(config.framework)].num_views,
         image_size=config.model.image_size,
         augment=config.data.augment,
         seed=config.run.seed,
@@ -54,15 +55,17 @@ def train(config, steps):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_without_drops_and_wrongs_it_is_moco_v3_to_the_bit(runs, images, tmp_path, precision):
+@pytest.mark.parametrize("framework", ["moco_v3", "dino", "simclr", "mae"])
+def test_without_drops_and_wrongs_it_is_the_plain_framework_to_the_bit(runs, images, tmp_path, framework, precision):
+    """MAE drops patches by itself, and as many beside DILEMMA."""
+    plain = runs.tiny_config(framework, images, tmp_path, precision=precision)
     off = runs.tiny_config(
-        "moco_v3_dilemma",
+        f"{framework}_dilemma",
         images,
         tmp_path,
-        pretext={"drop_rate": 0.0, "wrong_rate": 0.0},
+        pretext={"drop_rate": plain.pretext.drop_rate, "wrong_rate": 0.0},
         precision=precision,
     )
-    plain = runs.tiny_config("moco_v3", images, tmp_path, precision=precision)
     (losses, method), (plain_losses, plain_method) = train(off, 20), train(plain, 20)
     assert losses == plain_losses
     state = plain_method.state_dict()
@@ -70,9 +73,10 @@ def test_without_drops_and_wrongs_it_is_moco_v3_to_the_bit(runs, images, tmp_pat
     assert all(torch.equal(method.state_dict()[name], tensor) for name, tensor in state.items())
 
 
-def test_it_is_not_moco_v3_when_switched_on(runs, images, tmp_path):
-    on = train(runs.tiny_config("moco_v3_dilemma", images, tmp_path), 2)
-    plain = train(runs.tiny_config("moco_v3", images, tmp_path), 2)
+@pytest.mark.parametrize("framework", ["moco_v3", "dino", "simclr", "mae"])
+def test_it_is_not_the_plain_framework_when_switched_on(runs, images, tmp_path, framework):
+    on = train(runs.tiny_config(f"{framework}_dilemma", images, tmp_path), 2)
+    plain = train(runs.tiny_config(framework, images, tmp_path), 2)
     assert on[0] != plain[0]
 
 
@@ -127,7 +131,7 @@ def test_the_teacher_is_averaged_just_before_the_keys(runs, images, tmp_path):
             progress=(step + 1) / 4,
             next_progress=lambda s=step: (s + 2) / 4,
         )
-        momentum = other.framework.momentum((step + 1) / 4)
+        momentum = other.framework.momentum(step / 4, (step + 1) / 4)
         with torch.no_grad():
             for student, teacher in pairs:
                 teacher.add_((1 - momentum) * (student - teacher))
@@ -164,15 +168,15 @@ def test_a_non_finite_loss_stops_before_the_update_and_can_be_replayed(runs, ima
 
 
 def test_a_reader_is_told_what_attention_runs_for_each_size():
-    sizes = {"student": AttentionSize(13, 96, True), "teacher": AttentionSize(300, 24, False)}
-    names = implementation_names(resolve_implementations(CPU), CPU, torch.bfloat16, 32, sizes)
+    sizes = {"student": AttentionSize(13, 96, 32, True), "teacher": AttentionSize(300, 24, 32, False)}
+    names = implementation_names(resolve_implementations(CPU), CPU, torch.bfloat16, sizes)
     student, teacher = (
         attention_choice(CPU, torch.bfloat16, size.tokens, 32, size.rows, with_gradient=size.with_gradient)
         for size in sizes.values()
     )
     assert names["attention"] == f"{student} (student, 13 tokens), {teacher} (teacher, 300 tokens)"
     assert names["gelu"] == resolve_impl("gelu", "auto", CPU)
-    asked = implementation_names(resolve_implementations(CPU, "attention=torch"), CPU, torch.bfloat16, 32, sizes)
+    asked = implementation_names(resolve_implementations(CPU, "attention=torch"), CPU, torch.bfloat16, sizes)
     assert asked["attention"] == "torch"
 
 
