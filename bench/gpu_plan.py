@@ -15,6 +15,7 @@ PROFILED = ("moco_v3_dilemma", "moco_v3")  # the sparse and the dense step
 # peers beyond eager and compile, where a target names them
 AGAINST = {
     "attention": ("eager", "compile", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "xformers"),
+    "multi_crop": ("eager-sdpa", "compile-sdpa", "per-resolution"),
     "step": ("eager", "dense", "eager-sdpa", "compile-sdpa"),
     "trunk": ("eager-sdpa", "compile-sdpa", "compile-sdpa-graphs", "compile-sdpa-max"),
 }
@@ -66,6 +67,7 @@ def plan(options: Options, folder: Path, runs: Path) -> list[Step]:
         Step("tests", (PYTHON, "-m", "pytest", *tests), 0.4),
         *[Step(f"bench-{op}", (*MISPLACE, *_bench(options, op, folder)), 0.15) for op in op_names()],
         *[Step(f"bench-data{name}", (*MISPLACE, *_bench_data(options, folder, name)), 0.1) for name in ("", NO_ENGINE)],
+        Step("recipes", (PYTHON, "-m", "misplace.bench.recipes", *_bench_recipes(options, folder)), 0.2),
         Step("pretrain", (*MISPLACE, *pretrain, "--out", str(runs / "pretrain")), 0.2),
         *[
             Step(
@@ -108,6 +110,14 @@ def _bench_data(options: Options, folder: Path, name: str) -> tuple[str, ...]:
     )
     record = ("--json", str(folder / f"bench-data{name}.json"))
     return ("bench", "data", "--device", options.device, *engine, *brief, *record)
+
+
+def _bench_recipes(options: Options, folder: Path) -> tuple[str, ...]:
+    """Images per second of all eight."""
+    tiny = ("--model", "nano", "--image-size", "48", "--batch-size", "4", "--rounds", "1")
+    whole = ("--model", options.model or "small", "--batch-size", "256", "--rounds", "5")
+    record = ("--csv", str(folder / "recipes.csv"))
+    return ("--device", options.device, *(tiny if options.device == "cpu" else whole), *record)
 
 
 def _brief(options: Options) -> tuple[str, ...]:

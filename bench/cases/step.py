@@ -10,6 +10,7 @@ from torch import Tensor
 from misplace.engine.captured_step import why_not_captured
 from misplace.engine.config import Config
 from misplace.engine.data import Batch
+from misplace.engine.frameworks import FRAMEWORKS
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import Method, build_method, build_optimizer
 from misplace.engine.models import MODEL_SIZES
@@ -43,11 +44,12 @@ class Inputs:
     def __init__(self, config: Config, device: torch.device):
         self.config, self.device = config, device
         generator = torch.Generator().manual_seed(0)
-        images, side = config.data.batch_size, config.model.image_size
-        shape = (images, side, side, RandomImages.channels)
+        images = config.data.batch_size
+        kinds = config.data.augment.view_kinds(FRAMEWORKS[type(config.framework)].num_views, config.model.image_size)
+        shapes = [(images, kind.size, kind.size, RandomImages.channels) for kind in kinds]
         self.batches = [
             Batch(
-                views=tuple(torch.randint(256, shape, generator=generator, dtype=torch.uint8) for _ in range(2)),
+                views=tuple(torch.randint(256, shape, generator=generator, dtype=torch.uint8) for shape in shapes),
                 index=torch.arange(images) + images * i,
                 epoch=0,
                 failures=(),

@@ -39,7 +39,7 @@ def test_dry_run_shows_every_step_and_writes_nothing(tmp_path, capsys):
     lines = {line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines()}
     benches = [f"bench-{name}" for name in (*op_names(), "data", "data-no-jpeg-engine")]
     profiles = ["profile-moco_v3_dilemma", "profile-moco_v3"]
-    assert list(lines) == ["build", "info", "sources", "tests", *benches, "pretrain", *profiles]
+    assert list(lines) == ["build", "info", "sources", "tests", *benches, "recipes", "pretrain", *profiles]
     assert "setup.py build_ext --inplace" in lines["build"]
     assert "csrc/cuda/token_plan.cu" in lines["sources"]
     assert "-m gpu" in lines["tests"]
