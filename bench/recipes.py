@@ -24,8 +24,6 @@ from . import environment, timing
 from .cases.step import Inputs
 from .next_step import next_step
 
-LOCAL_SHARE = 96 / 224  # side of a local crop / side of a view, as DINO's
-
 
 @dataclass(frozen=True)
 class Options:
@@ -80,8 +78,7 @@ def rates(options: Options, device: torch.device) -> Iterator[Rate]:
 
 def _step(name: str, options: Options, device: torch.device):
     base = recipe(name)(options.model)
-    local_patches = max(1, round(options.image_size / options.patch_size * LOCAL_SHARE))
-    augment = dataclasses.replace(base.data.augment, local_size=local_patches * options.patch_size)
+    augment = base.data.augment.with_local_size(options.image_size, options.patch_size)
     config = dataclasses.replace(
         base,
         model=dataclasses.replace(base.model, image_size=options.image_size, patch_size=options.patch_size),

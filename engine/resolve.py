@@ -23,8 +23,10 @@ def resolve(config: Config, source: Source) -> Config:
         patch_size=config.model.patch_size or source.patch_size,
     )
     _check_grid(model.image_size, model.patch_size)
-    if config.data.augment.local_views:
-        _check_grid(config.data.augment.local_size, model.patch_size)
+    augment = config.data.augment
+    if augment.local_views:
+        augment = augment.with_local_size(model.image_size, model.patch_size)
+        _check_local_grid(augment.local_size, model.patch_size)
     _check_heads(model.name, model.num_heads)
     workers = config.data.workers
     if workers is None:
@@ -34,7 +36,8 @@ def resolve(config: Config, source: Source) -> Config:
         device=str(choose_device(config.run.device)),
         out=config.run.out or next_run_folder(Path("runs"), config.recipe),
     )
-    data = dataclasses.replace(config.data, workers=workers, pipeline=choose_pipeline(config.data.pipeline))
+    pipeline = choose_pipeline(config.data.pipeline)
+    data = dataclasses.replace(config.data, workers=workers, pipeline=pipeline, augment=augment)
     resolved = dataclasses.replace(config, model=model, data=data, run=run)
     _check_kept(resolved)
     _check_local_views(resolved)
@@ -92,6 +95,14 @@ def _check_grid(image_size: int, patch_size: int) -> None:
         near = image_size // patch_size * patch_size
         raise UserError(
             f"--model.image-size {image_size} is not a multiple of --model.patch-size {patch_size}; try {near}"
+        )
+
+
+def _check_local_grid(local_size: int, patch_size: int) -> None:
+    if local_size % patch_size:
+        near = max(1, local_size // patch_size) * patch_size
+        raise UserError(
+            f"--data.augment.local-size {local_size} is not a multiple of --model.patch-size {patch_size}; try {near}"
         )
 
 

@@ -21,6 +21,7 @@ from misplace.kernels.philox import Stream, draw, uniform
 from .crop import ATTEMPTS, random_boxes
 
 NO_SOLARIZE = 256
+LOCAL_SHARE = 96 / 224
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class AugmentConfig:
     """Probability of a horizontal flip."""
     local_views: int = 0
     """Small views beside the others, as in DINO's multi-crop."""
-    local_size: int = 96
-    """Side of a small view, pixels."""
+    local_size: int | None = None
+    """Side of a small view, pixels; none: 3/7 of the others', in whole patches, which is DINO's 96 of 224."""
     local_scale: tuple[float, float] = (0.05, 0.4)
     """Share of the image's area, small views."""
     local_blur_p: float = 0.5
@@ -85,10 +86,16 @@ class AugmentConfig:
                 raise UserError(f"augment: {name} {getattr(self, name)}: must be 0 to {high}")
         if not 0 <= self.solarize_threshold <= NO_SOLARIZE:
             raise UserError(f"augment: solarize_threshold {self.solarize_threshold}: must be 0 to 256")
-        if self.local_views < 0 or self.local_size < 1:
-            raise UserError(
-                f"augment: {self.local_views} local views of {self.local_size} pixels: not a number of each"
-            )
+        if self.local_views < 0 or (self.local_size is not None and self.local_size < 1):
+            size = "the usual" if self.local_size is None else self.local_size
+            raise UserError(f"augment: {self.local_views} local views of {size} pixels: not a number of each")
+
+    def with_local_size(self, image_size: int, patch_size: int = 1) -> "AugmentConfig":
+        """The same with the side of a small view decided, for views of image_size pixels."""
+        if self.local_size is not None:
+            return self
+        patches = max(1, round(image_size * LOCAL_SHARE / patch_size))
+        return dataclasses.replace(self, local_size=patches * patch_size)
 
     def view_kinds(self, num_views: int, image_size: int) -> tuple["ViewKind", ...]:
         """What each view is drawn as: num_views of image_size pixels, then the local ones.
@@ -99,7 +106,8 @@ class AugmentConfig:
             if len(getattr(self, name)) < num_views:
                 raise UserError(f"augment: {name} needs {num_views} values, one per view")
         large = [ViewKind(image_size, self.crop_scale, self.blur_p[v], self.solarize_p[v]) for v in range(num_views)]
-        local = ViewKind(self.local_size, self.local_scale, self.local_blur_p, 0.0)
+        local_size = self.with_local_size(image_size).local_size
+        local = ViewKind(local_size, self.local_scale, self.local_blur_p, 0.0)
         return (*large, *[local] * self.local_views)
 
 

@@ -50,7 +50,7 @@ def _small_data(model: str) -> Config:
         held_epochs=0,
         momentum=0.98,
     )
-    local = {"local_views": 4, "local_size": 12, "local_scale": (0.2, 0.5), "local_blur_p": 0.0}
+    local = {"local_views": 4, "local_scale": (0.2, 0.5), "local_blur_p": 0.0}
     return small_data("dino", model, framework, batch_size=64, augment=local)
 
 

@@ -38,7 +38,7 @@ def tiny_config(
 ) -> Config:
     """The nano recipe at 24 pixels, patches of 6, batches of 8; `run` overrides RunConfig."""
     base = recipe(name)("nano")
-    augment = dataclasses.replace(base.data.augment, local_views=min(2, base.data.augment.local_views))
+    augment = dataclasses.replace(base.data.augment, local_views=min(2, base.data.augment.local_views), local_size=12)
     run = {"steps": 4, "budget": None, "knn_every": 0.0, "report": False, "precision": "fp32", **run}
     config = dataclasses.replace(
         base,

@@ -96,7 +96,7 @@ def test_dinos_published_settings():
     assert (optim.base_lr, optim.final_lr, optim.weight_decay, optim.final_weight_decay) == (5e-4, 1e-6, 0.04, 0.4)
     assert (optim.clip_norm, optim.clip_each, optim.decay_vectors) == (3.0, True, False)
     assert (augment.crop_scale, augment.local_scale) == ((0.4, 1.0), (0.05, 0.4))
-    assert (augment.local_views, augment.local_size) == (8, 96)
+    assert (augment.local_views, augment.with_local_size(224, 16).local_size) == (8, 96)
     assert config.model.learned_position and not config.model.freeze_patch_projection
     assert config.model.num_heads is None and config.model.init == "trunc_normal"
 

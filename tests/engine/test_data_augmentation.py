@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misplace.engine.data import AugmentConfig, draw_view_parameters
+from misplace.engine.data import AugmentConfig, draw_view_parameters, open_source
 from misplace.engine.data.crop import ATTEMPTS, random_boxes
 from misplace.engine.errors import UserError
+from misplace.engine.resolve import resolve
 
 DRAW = {"seed": 5, "epoch": 2, "view": 1}
 
@@ -150,3 +151,20 @@ def test_values_out_of_range_are_named(change):
 def test_each_view_needs_its_probabilities():
     with pytest.raises(UserError, match="blur_p needs 3 values"):
         AugmentConfig().view_kinds(3, 224)
+
+
+@pytest.mark.parametrize(
+    ("image", "patch", "local"), [(224, 16, 96), (28, 4, 12), (96, 8, 40), (16, 8, 8), (224, 1, 96)]
+)
+def test_local_crops_are_three_sevenths_in_whole_patches(image, patch, local):
+    assert AugmentConfig().with_local_size(image, patch).local_size == local
+    assert AugmentConfig(local_size=17).with_local_size(image, patch).local_size == 17
+
+
+def test_local_sides_that_do_not_fit_are_one_line(runs, images, tmp_path):
+    config = runs.tiny_config("dino", images, tmp_path)
+    for size, said in ((13, "local-size 13 is not a multiple of --model.patch-size 6; try 12"), (3, "try 6")):
+        augment = dataclasses.replace(config.data.augment, local_size=size)
+        other = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augment))
+        with pytest.raises(UserError, match=said):
+            resolve(other, open_source(str(images)))
