@@ -27,7 +27,7 @@ def info_nce(
     first_row: where this rank's own keys begin. Rows need not be normalised. Differentiable in query and
     key (give the key detached where it comes from a teacher: its gradient is then not computed). The factor
     2 * temperature of MoCo v3 is the caller's. Inputs of two dtypes are promoted. impl="auto" passes over those
-    that do not take the input: native takes bf16 and fp32, triton those and fp16 in rows of at most 1,024 numbers,
+    that do not take the input: native takes bf16 and fp32, triton those and fp16 in rows of at most 512 numbers,
     the others any. ValueError for a shape, a device, no queries, temperature <= 0 or a positive beyond the last
     key; TypeError for dtypes.
     """

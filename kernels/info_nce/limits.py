@@ -4,7 +4,7 @@ import torch
 
 from ..impl import Impl
 
-MAX_TRITON_WIDTH = 1024
+MAX_TRITON_WIDTH = 512
 DTYPES = {
     Impl.NATIVE: (torch.float32, torch.bfloat16),
     Impl.TRITON: (torch.float32, torch.bfloat16, torch.float16),

@@ -39,8 +39,8 @@ class LaunchSizes(NamedTuple):
 
 # by the power of 2 that holds the width: own rows, others, warps. Chosen by the registers that compilers report, not
 # by a clock. fp32 is multiplied without tensor cores, in smaller tiles.
-LAUNCH = {64: (32, 64, 4), 128: (32, 64, 4), 256: (32, 64, 4), 512: (32, 32, 8), 1024: (16, 32, 8)}
-LAUNCH_FP32 = {64: (16, 32, 4), 128: (16, 32, 4), 256: (16, 16, 4), 512: (16, 16, 8), 1024: (16, 16, 16)}
+LAUNCH = {64: (32, 64, 4), 128: (32, 64, 4), 256: (32, 64, 8), 512: (16, 32, 8)}
+LAUNCH_FP32 = {64: (16, 16, 4), 128: (16, 16, 4), 256: (16, 16, 4), 512: (16, 16, 8)}
 
 
 def launch_sizes(width: int, dtype: torch.dtype) -> LaunchSizes:
