@@ -5,13 +5,16 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_floating
 from ..impl import Impl, choose_for_dtype
-from .limits import DTYPES, MAX_TRITON_WIDTH
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
     "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
 }
-WITHOUT_TRITON = {device: tuple(i for i in offered if i is not Impl.TRITON) for device, offered in SUPPORTED.items()}
+DTYPES = {  # the others take any
+    Impl.NATIVE: (torch.float32, torch.bfloat16),
+    Impl.TRITON: (torch.float32, torch.bfloat16, torch.float16),
+}
+MAX_TRITON_WIDTH = 512
 
 
 def info_nce(
@@ -58,9 +61,17 @@ def _run(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: 
     same = key is query
     query = query.to(dtype)
     key = query if same else key.to(dtype)
-    wide = impl == "auto" and query.shape[1] > MAX_TRITON_WIDTH
-    chosen = choose_for_dtype("info_nce", impl, query, WITHOUT_TRITON if wide else SUPPORTED, DTYPES)
+    chosen = _choose(impl, query)
     return _implementation(chosen, pairs)(query, key, temperature, first_row)
+
+
+def _choose(impl: Impl | str, query: Tensor) -> Impl:
+    width, supported = query.shape[1], SUPPORTED
+    if width > MAX_TRITON_WIDTH:
+        if impl == Impl.TRITON:
+            raise ValueError(f"info_nce: impl=triton takes widths up to {MAX_TRITON_WIDTH}, not {width}")
+        supported = {device: [i for i in offered if i is not Impl.TRITON] for device, offered in SUPPORTED.items()}
+    return choose_for_dtype("info_nce", impl, query, supported, DTYPES)
 
 
 def _implementation(chosen: Impl, pairs: bool):

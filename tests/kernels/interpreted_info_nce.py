@@ -1,9 +1,9 @@
 """Run by test_info_nce_triton.py in its own process with TRITON_INTERPRET=1; prints a line per case."""
 
 import torch
-from test_info_nce import FORMS, WANTED, make, others, ours, with_itself
 
 from misplace.kernels.testing.compare import check, require_one_graph, require_same_bits, values_and_gradients
+from misplace.kernels.testing.contrastive import FORMS, WANTED, make, others, ours, with_itself
 from misplace.kernels.testing.shapes import LAYOUTS
 
 # queries, keys, width, first row, temperature

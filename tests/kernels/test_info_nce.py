@@ -1,6 +1,5 @@
 """Both forms of info_nce, one-sided and NT-Xent, against an fp64 oracle written from the formula."""
 
-import functools
 import math
 
 import pytest
@@ -9,16 +8,14 @@ import torch
 from misplace.kernels import ImplUnavailableError, info_nce, nt_xent
 from misplace.kernels.impl import Impl
 from misplace.kernels.info_nce import SUPPORTED
-from misplace.kernels.info_nce.limits import DTYPES, MAX_TRITON_WIDTH
+from misplace.kernels.info_nce.api import DTYPES, MAX_TRITON_WIDTH
 from misplace.kernels.testing.compare import check, require_one_graph, require_same_bits, values_and_gradients
+from misplace.kernels.testing.contrastive import FORMS, WANTED, make, oracle, others, ours, with_itself
 from misplace.kernels.testing.impls import runnable
-from misplace.kernels.testing.inputs import normal
 from misplace.kernels.testing.shapes import LAYOUTS
 
 IMPLS = runnable(SUPPORTED)
 TAKING_FP64 = [(device, impl) for device, impl in IMPLS if torch.float64 in DTYPES.get(impl, (torch.float64,))]
-WANTED = ["query", "key"]
-FORMS = {"info_nce": info_nce, "nt_xent": nt_xent}
 # queries, keys, width, first row: one key, one query, primes, more keys than one panel, far more keys than queries
 SHAPES = {
     "info_nce": [(1, 1, 1, 0), (1, 2, 3, 1), (1, 7, 31, 6), (31, 31, 64, 0), (33, 129, 17, 40), (7, 1031, 127, 500)],
@@ -27,60 +24,6 @@ SHAPES = {
 CASES = [(form, *shape) for form, shapes in SHAPES.items() for shape in shapes]
 BOTH = pytest.mark.parametrize("form", FORMS)
 EVERY = pytest.mark.parametrize("device, impl", IMPLS)
-
-
-def positive_of(form, rows):
-    """Row of the positive of every query, among this rank's own."""
-    own = torch.arange(rows)
-    return own if form == "info_nce" else (own + rows // 2) % rows
-
-
-def oracle(form, query, key, temperature, first_row):
-    """The mean of -log(e^positive / sum of e^others and it), every cosine a quotient; fp64 in, fp64 out."""
-    shortest = torch.tensor(1e-12, dtype=query.dtype)
-    lengths = [torch.linalg.vector_norm(rows, dim=1).maximum(shortest) for rows in (query, key)]
-    scores = torch.einsum("id,jd->ij", query, key) / torch.outer(*lengths) / temperature
-    takes_part = torch.ones(len(query), len(key), dtype=torch.bool)
-    if form == "nt_xent":
-        for i in range(len(query)):
-            takes_part[i, first_row + i] = False
-    weights = torch.where(takes_part, (scores - scores.detach().amax()).exp(), 0.0)
-    positive = weights.gather(1, first_row + positive_of(form, len(query))[:, None])[:, 0]
-    return -(positive / weights.sum(1)).log().mean()
-
-
-def eager(form, query, key, temperature, first_row):
-    """Plain PyTorch as under autocast: the product in the dtype of the rows, the rest in fp32."""
-    dtype, query, key = query.dtype, query.float(), key.float()
-    query, key = ((rows / rows.square().sum(-1, keepdim=True).sqrt()).to(dtype) for rows in (query, key))
-    scores = (query @ key.T).float() / temperature
-    own = torch.arange(len(query))
-    if form == "nt_xent":
-        scores[own, first_row + own] = -torch.inf
-    positive = scores[own, first_row + positive_of(form, len(query))]
-    return (scores.logsumexp(-1) - positive).mean()
-
-
-def ours(form, impl, temperature=0.2, first_row=0):
-    return functools.partial(FORMS[form], temperature=temperature, first_row=first_row, impl=impl)
-
-
-def others(form, temperature=0.2, first_row=0):
-    """eager and oracle."""
-    given = dict(temperature=temperature, first_row=first_row)
-    return functools.partial(eager, form, **given), functools.partial(oracle, form, **given)
-
-
-def make(queries, keys, width, dtype=torch.float32, device="cpu"):
-    return {
-        "query": 3 * normal(queries, width, seed=1, dtype=dtype, device=device),
-        "key": normal(keys, width, seed=2, dtype=dtype, device=device),
-    }
-
-
-def with_itself(op):
-    """As SimCLR in one process calls it: the rows are queries and keys."""
-    return lambda query: op(query, query)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,16 +6,17 @@ import sys
 
 import pytest
 import torch
-from test_info_nce import BOTH, FORMS, WANTED, make, others, with_itself
 
 from misplace.kernels import Impl, cpu_paths
 from misplace.kernels.impl import why_unavailable
 from misplace.kernels.info_nce import native
 from misplace.kernels.testing.compare import check, values_and_gradients
+from misplace.kernels.testing.contrastive import FORMS, WANTED, make, others, with_itself
 from misplace.kernels.testing.tolerance import GRADIENT_FACTOR, VALUE_FACTOR, require_close, size
 
 REASON = why_unavailable(Impl.NATIVE, torch.device("cpu"))
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no native kernels: {REASON}")
+BOTH = pytest.mark.parametrize("form", FORMS)
 SETS = ("plain", "avx2", "avx512", "avx512_bf16", "amx")
 GROWTH = """
 import resource, torch
@@ -105,7 +106,7 @@ def test_opcheck(own_keys, query_gradient, key_gradient):
     assert (d_query.numel() > 0) == query_gradient and (d_key.numel() > 0) == (key_gradient and not own_keys)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@BOTH
 def test_a_gradient_alone_is_that_of_both(form):
     arguments = (*make(6, 9, 33).values(), 0.2, 1, form == "nt_xent")
     _, d_query, d_key = torch.ops.misplace.info_nce(*arguments, True, True, "")
