@@ -22,7 +22,8 @@ struct Block {
       : first(first), count(count), rows(rows), queries(scratch.take<Factor>(rows * padded)),
         scores(scratch.take<float>(rows * panel)), sums(scratch.take<float>(rows * lanes)),
         largest(scratch.take<float>(rows)), positive(scratch.take<float>(rows)),
-        inverse_sum(scratch.take<float>(rows)), powers(scratch.take<Factor>(rows * panel)), weighted_keys(scratch.take<float>(rows * padded)) {}
+        inverse_sum(scratch.take<float>(rows)), powers(scratch.take<Factor>(rows * panel)),
+        weighted_keys(scratch.take<float>(rows * padded)) {}
 };
 
 // Of a vector's numbers, in fp64.
@@ -211,7 +212,7 @@ static void finish_queries(const Problem<T, Factor>& in, const Block<Factor>& bl
     const double others = sum_of(block.sums + i * lanes);
     const double positive = (static_cast<double>(block.positive[i]) - block.largest[i]) / in.temperature;
     const double total = others + std::exp(positive);
-    in.losses[query] = std::log(total) - positive;
+    in.losses[query] = positive > -500 ? std::log1p(others * std::exp(-positive)) : std::log(total) - positive;
     in.slope[query] = static_cast<float>(others / total);
     block.inverse_sum[i] = static_cast<float>(1 / total);
     if (!in.query_gradient) continue;
@@ -301,8 +302,8 @@ static void finish_keys(const Problem<T, Factor>& in, int64_t number, Scratch& s
     const float minus = is_positive ? in.slope[query] * in.query_inverse[query] : 0;
     float* toward = rows + i * padded;
     combine(toward, 1.0f, in.query[query], minus, in.share(), in.width);
-    if (in.d_own_keys) {
-      for (int64_t c = 0; c < in.width; c += lanes) store(toward + c, load(toward + c) + load(in.d_own_keys + key * padded + c));
+    for (int64_t c = 0; in.d_own_keys && c < in.width; c += lanes) {
+      store(toward + c, load(toward + c) + load(in.d_own_keys + key * padded + c));
     }
     through_normalise(in.key[key], in.key_inverse[key], toward, in.width, in.d_key + key * in.width);
   }

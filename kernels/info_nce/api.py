@@ -5,13 +5,16 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_floating
 from ..impl import Impl, choose_for_dtype
-from .limits import DTYPES, MAX_TRITON_WIDTH
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
     "cuda": (Impl.TRITON, Impl.TORCH, Impl.REFERENCE),
 }
-WITHOUT_TRITON = {device: tuple(i for i in offered if i is not Impl.TRITON) for device, offered in SUPPORTED.items()}
+DTYPES = {  # the others take any
+    Impl.NATIVE: (torch.float32, torch.bfloat16),
+    Impl.TRITON: (torch.float32, torch.bfloat16, torch.float16),
+}
+MAX_TRITON_WIDTH = 512
 
 
 def info_nce(
@@ -27,7 +30,7 @@ def info_nce(
     first_row: where this rank's own keys begin. Rows need not be normalised. Differentiable in query and
     key (give the key detached where it comes from a teacher: its gradient is then not computed). The factor
     2 * temperature of MoCo v3 is the caller's. Inputs of two dtypes are promoted. impl="auto" passes over those
-    that do not take the input: native takes bf16 and fp32, triton those and fp16 in rows of at most 1,024 numbers,
+    that do not take the input: native takes bf16 and fp32, triton those and fp16 in rows of at most 512 numbers,
     the others any. ValueError for a shape, a device, no queries, temperature <= 0 or a positive beyond the last
     key; TypeError for dtypes.
     """
@@ -58,9 +61,17 @@ def _run(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: 
     same = key is query
     query = query.to(dtype)
     key = query if same else key.to(dtype)
-    wide = impl == "auto" and query.shape[1] > MAX_TRITON_WIDTH
-    chosen = choose_for_dtype("info_nce", impl, query, WITHOUT_TRITON if wide else SUPPORTED, DTYPES)
+    chosen = _choose(impl, query)
     return _implementation(chosen, pairs)(query, key, temperature, first_row)
+
+
+def _choose(impl: Impl | str, query: Tensor) -> Impl:
+    width, supported = query.shape[1], SUPPORTED
+    if width > MAX_TRITON_WIDTH:
+        if impl == Impl.TRITON:
+            raise ValueError(f"info_nce: impl=triton takes widths up to {MAX_TRITON_WIDTH}, not {width}")
+        supported = {device: [i for i in offered if i is not Impl.TRITON] for device, offered in SUPPORTED.items()}
+    return choose_for_dtype("info_nce", impl, query, supported, DTYPES)
 
 
 def _implementation(chosen: Impl, pairs: bool):

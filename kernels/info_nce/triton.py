@@ -22,7 +22,6 @@ import triton
 from torch import Tensor
 
 from .autograd import define, differentiable, empty_results
-from .limits import MAX_TRITON_WIDTH
 from .triton_kernels import keys_kernel, normalise_kernel, queries_kernel
 
 SMALLEST_BLOCK, NORMALISE_NUMBERS, NORMALISE_WARPS = 16, 4096, 4
@@ -39,8 +38,8 @@ class LaunchSizes(NamedTuple):
 
 # by the power of 2 that holds the width: own rows, others, warps. Chosen by the registers that compilers report, not
 # by a clock. fp32 is multiplied without tensor cores, in smaller tiles.
-LAUNCH = {64: (32, 64, 4), 128: (32, 64, 4), 256: (32, 64, 4), 512: (32, 32, 8), 1024: (16, 32, 8)}
-LAUNCH_FP32 = {64: (16, 32, 4), 128: (16, 32, 4), 256: (16, 16, 4), 512: (16, 16, 8), 1024: (16, 16, 16)}
+LAUNCH = {64: (32, 64, 4), 128: (32, 64, 4), 256: (32, 64, 8), 512: (16, 32, 8)}
+LAUNCH_FP32 = {64: (16, 16, 4), 128: (16, 16, 4), 256: (16, 16, 4), 512: (16, 16, 8)}
 
 
 def launch_sizes(width: int, dtype: torch.dtype) -> LaunchSizes:
@@ -95,17 +94,9 @@ for _device in ("CUDA", "CPU"):  # on the CPU the interpreter; api.py refuses an
     _library.impl("info_nce_triton", _launch, _device)
 
 
-def _contrast(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: bool) -> Tensor:
-    if query.shape[1] > MAX_TRITON_WIDTH:
-        raise ValueError(f"info_nce: impl=triton takes widths up to {MAX_TRITON_WIDTH}, not {query.shape[1]}")
-    return differentiable(torch.ops.misplace.info_nce_triton, query, key, temperature, first_row, pairs)
-
-
 def info_nce(query: Tensor, key: Tensor, temperature: float, first_row: int) -> Tensor:
-    """ValueError for rows wider than MAX_TRITON_WIDTH."""
-    return _contrast(query, key, temperature, first_row, False)
+    return differentiable(torch.ops.misplace.info_nce_triton, query, key, temperature, first_row, False)
 
 
 def nt_xent(query: Tensor, key: Tensor, temperature: float, first_row: int) -> Tensor:
-    """ValueError for rows wider than MAX_TRITON_WIDTH."""
-    return _contrast(query, key, temperature, first_row, True)
+    return differentiable(torch.ops.misplace.info_nce_triton, query, key, temperature, first_row, True)
