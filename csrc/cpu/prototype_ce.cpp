@@ -98,8 +98,8 @@ Result compute(const Inputs& in, const Kernels<F>& kernels) {
 
   const at::Tensor chunks = floats({in.of_student ? passes.num_chunks() : 0, sizes.columns(), sizes.lanes()});
   const float scale = static_cast<float>(share / in.student_temperature);
-  passes.find_gradients(in.of_student ? data<float>(chunks) : nullptr, in.of_prototypes ? data<T>(d_prototypes) : nullptr,
-                        scale);
+  passes.find_gradients(in.of_student ? data<float>(chunks) : nullptr,
+                        in.of_prototypes ? data<T>(d_prototypes) : nullptr, scale);
   if (in.of_student) {
     finish_student(chunks, values<Feature>(student), passes.inverse_lengths(), sizes, scale, kernels,
                    data<Feature>(d_student));
