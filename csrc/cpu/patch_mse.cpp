@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
+#if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC's own intrinsics, whose "undefined" is meant
+#endif
 #define MISPLACE_OP patch_mse
 #define MISPLACE_BODY "cpu/patch_mse_body.h"
 #include "cpu/each_isa.h"
@@ -38,7 +40,8 @@ Job job_of(const Inputs& in, const Memory& memory) {
   job.predicted = in.predicted(), job.columns = in.columns();
   job.patch_size = in.patch_size, job.pixels = in.pixels();
   for (int64_t c = 0; c < in.channels(); ++c) {
-    job.scale[c] = 1 / (255 * in.std[c]), job.shift[c] = -in.mean[c] / in.std[c], job.inverse_scale[c] = 255 * in.std[c];
+    job.scale[c] = 1 / (255 * in.std[c]), job.inverse_scale[c] = 255 * in.std[c];
+    job.shift[c] = -in.mean[c] / in.std[c];
   }
   job.inverse_freedom = 1 / static_cast<double>(in.pixels() - 1);
   job.normalise = in.normalise, job.eps = in.eps;

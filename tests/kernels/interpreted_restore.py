@@ -17,7 +17,7 @@ shared = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(shared)
 
 # images, patches, kept, width: none kept, all kept, more columns than a tile has, no patches, no images
-CASES = [(1, 1, 1, 1), (2, 9, 0, 7), (2, 6, 6, 33), (3, 13, 5, 300), (2, 0, 0, 5), (0, 4, 2, 8)]
+CASES = [(1, 1, 1, 1), (2, 9, 0, 7), (2, 6, 6, 33), (2, 7, 3, 300), (2, 0, 0, 5), (0, 4, 2, 8)]
 OPS = torch.ops.misplace
 ours = functools.partial(restore, impl="triton")
 
@@ -34,7 +34,7 @@ def check_layouts() -> None:
 def check_more_tiles_than_programs() -> None:
     module = importlib.import_module("misplace.kernels.restore.triton")
     usual, module.MOST_PROGRAMS = module.MOST_PROGRAMS, 2
-    check(ours, shared.eager, shared.oracle, shared.make(9, 12, 3, 17), shared.WANTED)
+    check(ours, shared.eager, shared.oracle, shared.make(9, 7, 3, 5), shared.WANTED)
     module.MOST_PROGRAMS = usual
 
 

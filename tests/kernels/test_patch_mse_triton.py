@@ -33,7 +33,7 @@ def signature_of(kernel, constants, dtype):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
     "patch_size, channels, dtype",
-    [(16, 3, "*bf16"), (16, 3, "*fp32"), (16, 4, "*bf16"), (4, 1, "*bf16"), (3, 1, "*fp32"), (32, 3, "*bf16")],
+    [(16, 3, "*bf16"), (4, 1, "*bf16"), (3, 1, "*fp32"), (32, 3, "*bf16")],
 )
 def test_compiled_ahead_of_time_does_not_spill(capability, patch_size, channels, dtype):
     pytest.importorskip("triton", reason="triton is not installed")

@@ -35,7 +35,7 @@ def test_every_instruction_set_against_fp64(isa, dtype):
     except ValueError as error:
         assert "this CPU has no" in str(error)
         pytest.skip(str(error))
-    for shape in ((3, 13, 5, 64), (2, 49, 12, 33), (5, 4, 1, 3), (40, 16, 4, 17)):
+    for shape in ((3, 13, 5, 64), (2, 14, 4, 33), (5, 4, 1, 3)):
         check(functools.partial(native.restore, isa=isa), eager, oracle, make(*shape, dtype=dtype), WANTED)
 
 
@@ -44,7 +44,7 @@ def test_the_path_is_told():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(300, 16, 4, 33), (11, 196, 49, 512), (3, 5, 2, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(300, 16, 4, 33), (5, 196, 49, 260), (3, 5, 2, 7)], ids=str)
 def test_bits_do_not_depend_on_threads(shape, dtype):
     tensors, before, runs = make(*shape, dtype=dtype), torch.get_num_threads(), []
     try:

@@ -22,7 +22,7 @@ def test_interpreted():
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("kept, dtype", [(49, "*bf16"), (196, "*fp32"), (1024, "*bf16")])
+@pytest.mark.parametrize("kept, dtype", [(49, "*bf16"), (1024, "*fp32")])
 def test_compiled_ahead_of_time_does_not_spill(capability, kept, dtype):
     pytest.importorskip("triton", reason="triton is not installed")
     from misplace.kernels.restore import triton
