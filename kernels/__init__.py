@@ -8,7 +8,7 @@ from .impl import Impl, ImplUnavailableError
 from .info_nce import info_nce, nt_xent
 from .layer_norm import layer_norm
 from .linear import linear, pack_weight
-from .ops import OPS, cpu_paths, resolve_impl
+from .ops import OP_OF, OPS, cpu_paths, resolve_impl
 from .patch_embed import patch_embed
 from .patch_mse import patch_mse
 from .prototype_ce import prototype_ce
@@ -18,6 +18,7 @@ from .token_plan import TokenPlan, dense_plan, token_plan
 
 __all__ = [
     "OPS",
+    "OP_OF",
     "Impl",
     "ImplUnavailableError",
     "TokenPlan",

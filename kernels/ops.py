@@ -21,6 +21,8 @@ OPS = (
     "patch_mse",
     "adamw_ema",
 )
+# public function -> the op it is a form of
+OP_OF = {**{op: op for op in OPS}, "nt_xent": "info_nce"}
 
 
 def resolve_impl(op: str, impl: Impl | str, device: torch.device) -> Impl:

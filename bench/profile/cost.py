@@ -18,7 +18,7 @@ from .record import Example
 READ_ONLY = {"adamw_ema": {"gradients"}}
 WRITE_ONLY = {"adamw_ema": {"student_copies", "teacher_copies"}}
 # gradients can be computed with the value: backward need not read the arguments again
-GRADIENT_IN_FORWARD = {"token_bce"}
+GRADIENT_IN_FORWARD = {"token_bce", "patch_mse", "prototype_ce", "info_nce", "nt_xent"}
 
 
 class Cost(NamedTuple):

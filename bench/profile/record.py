@@ -115,7 +115,7 @@ class Recorder:
         impl = arguments.get("impl", "auto")
         if name == "attention" and impl == "auto":
             impl = _attention_choice(arguments)
-        impl = kernels.resolve_impl(name, impl, self._device)
+        impl = kernels.resolve_impl(kernels.OP_OF[name], impl, self._device)
         return Site(name, impl.value, _describe(tree_flatten(arguments)[0]), _describe(outputs))
 
 
@@ -132,10 +132,10 @@ class _Backward:
 
 @contextlib.contextmanager
 def replaced_ops(wrap: Callable[..., Callable]) -> Iterator[None]:
-    """Inside, misplace.kernels.NAME is wrap(NAME, the op) for every op of the table, and so is the optimiser's own
+    """Inside, misplace.kernels.NAME is wrap(NAME, the op) for every function of an op, and so is the optimiser's own
     entry to adamw_ema, on tensors validated once.
     """
-    before = {name: getattr(kernels, name) for name in kernels.OPS}
+    before = {name: getattr(kernels, name) for name in kernels.OP_OF}
     update = optimizer.update
     try:
         for name, op in before.items():
@@ -159,15 +159,15 @@ def _as_lists(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attention_choice(arguments: dict[str, Any]) -> str:
-    """What "auto" was for a call of attention without cu_seqlens."""
-    q, k = arguments["qkv"], arguments.get("k")
-    if k is None:
-        heads, tokens = arguments["num_heads"], q.shape[1]
-        head_dim = q.shape[2] // (3 * heads)
-    else:
-        (heads, head_dim), tokens = q.shape[2:], k.shape[1]
-    gradient = _gets_gradient(q)
-    return kernels.attention_choice(q.device, q.dtype, tokens, head_dim, len(q) * heads, with_gradient=gradient)
+    """What "auto" was for a call of attention; one with cu_seqlens tells its max_seqlen."""
+    q, k, bounds = arguments["qkv"], arguments.get("k"), arguments.get("cu_seqlens")
+    mixed, packed = bounds is not None, k is None
+    heads = arguments["num_heads"] if packed else q.shape[-2]
+    head_dim = q.shape[-1] // (3 * heads) if packed else q.shape[-1]
+    tokens = arguments["max_seqlen"] if mixed else (q if packed else k).shape[1]
+    rows = heads * (len(bounds) - 1 if mixed else len(q))
+    flags = {"with_gradient": _gets_gradient(q), "mixed": mixed}
+    return kernels.attention_choice(q.device, q.dtype, tokens, head_dim, rows, **flags)
 
 
 class _Mark(torch.autograd.Function):

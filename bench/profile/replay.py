@@ -92,7 +92,7 @@ def _compared(
         ms = timing.spread(timing.interleave({"ours": run}, device, rounds=rounds)["ours"]).p50
         return Replayed(ms, ms, 1.0, cost)
     try:
-        kernels.resolve_impl(site.op, against, device)
+        kernels.resolve_impl(kernels.OP_OF[site.op], against, device)
         other = _thunk(Call(site, example, against), direction)
         compared = timing.compare(run, other, device, rounds=rounds)
     except (ImplUnavailableError, torch.OutOfMemoryError) as error:

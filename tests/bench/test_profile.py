@@ -19,6 +19,8 @@ from misplace.bench.profile.session import Session
 from misplace.engine.errors import UserError
 
 CPU = torch.device("cpu")
+OWN = {"nt_xent": "simclr", "prototype_ce": "dino", "restore": "mae", "patch_mse": "mae"}  # op -> framework
+IN_EVERY_STEP = set(kernels.OPS) - {"info_nce", *OWN}
 TINY = ["moco_v3_dilemma", "--model", "nano", "--model.image-size", "24", "--model.patch-size", "6", "--device", "cpu"]
 TINY += ["--data.batch-size", "4", "--data.workers", "0"]
 TINY += ["--framework.hidden-width", "16", "--framework.output-width", "8"]
@@ -61,14 +63,25 @@ def profile(folder) -> dict:
     return json.loads((folder / "profile.json").read_text())
 
 
+@pytest.mark.parametrize("framework", ["simclr", "dino", "mae"])
+def test_the_ops_of_the_other_frameworks_have_theirs(images, small_roofline, tmp_path, framework):
+    shapes = TINY[1 : TINY.index("--framework.hidden-width")] + TINY[TINY.index("--steps") :]
+    options = ["--data.augment.local-views", "2"] if framework == "dino" else []
+    arguments = [f"{framework}_dilemma", *shapes, *options, "--data", str(images), "--out", str(tmp_path / "profile")]
+    assert command.main(arguments) == 0
+    rows = json.loads((tmp_path / "profile" / "profile.json").read_text())["rows"]
+    own = {op for op, owner in OWN.items() if owner == framework}
+    assert {row["op"] for row in rows} == IN_EVERY_STEP | own
+    for row in rows:
+        assert row["ms"] > 0 and row["reference_ms"] > 0 and row["bytes_moved"] > 0, row
+
+
 def test_every_op_of_the_step_has_its_rows(profile):
     rows = profile["rows"]
-    assert {row["op"] for row in rows} == set(kernels.OPS)
+    assert {row["op"] for row in rows} == IN_EVERY_STEP | {"info_nce"}
     directions = {(row["op"], row["direction"]) for row in rows}
-    assert {op for op, direction in directions if direction == "backward"} == set(kernels.OPS) - {
-        "token_plan",
-        "adamw_ema",
-    }
+    with_backward = {op for op, direction in directions if direction == "backward"}
+    assert with_backward == (IN_EVERY_STEP | {"info_nce"}) - {"token_plan", "adamw_ema"}
     for row in rows:
         assert row["calls"] >= 1 and row["ms"] > 0 and row["replayed_ms"] > 0, row
         assert row["reference_ms"] > 0 and row["ratio"] > 0, row
@@ -91,7 +104,7 @@ def test_files_are_readable_and_self_contained(folder):
     assert picture.startswith("<?xml") and "<image" not in picture and "<text" not in picture
     with gzip.open(folder / "trace.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
-    assert {f"misplace::{op}" for op in kernels.OPS} <= names
+    assert {f"misplace::{op}" for op in IN_EVERY_STEP | {"info_nce"}} <= names
     assert "aten::" in (folder / "operators.txt").read_text()
 
 
