@@ -3,6 +3,7 @@
 //
 // The gradient of the keys needs the powers of a row after its sum is known. Queries go in rounds: the powers of one
 // round are kept, rounds are as long as a few MB allow, and after each the panels of keys, in parallel, take its part.
+// Rows that are their own keys need no rounds: cpu/info_nce_own_keys.h, with a 64th of the matrix in sums of columns.
 // Blocks, rounds and panels follow from the shape alone and no two tasks write to one place: the same bits for any
 // number of threads.
 #include "info_nce.h"
