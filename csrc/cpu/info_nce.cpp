@@ -3,18 +3,15 @@
 //
 // The gradient of the keys needs the powers of a row after its sum is known. Queries go in rounds: the powers of one
 // round are kept, rounds are as long as a few MB allow, and after each the panels of keys, in parallel, take its part.
+// Rows that are their own keys need no rounds: cpu/info_nce_own_keys.h, with a 64th of the matrix in sums of columns.
 // Blocks, rounds and panels follow from the shape alone and no two tasks write to one place: the same bits for any
 // number of threads.
 #include "info_nce.h"
 
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -25,35 +22,10 @@
 #include "cpu/each_isa.h"
 
 namespace misplace::info_nce {
-
-void multiply_pairs(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
-                    float* c, int64_t ldc, bool add) {
-  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, add, reinterpret_cast<const c10::BFloat16*>(a),
-                              reinterpret_cast<const c10::BFloat16*>(b), c, /*is_vnni=*/true);
-}
-
 namespace {
 
 constexpr int64_t round_bytes = 8 << 20, fewest_round_rows = 256, many_queries = 1024;
 constexpr double least_bounded_temperature = 0.04;  // e^(-2 / 0.04) is far from the smallest fp32
-
-// Whether brgemm, asked once, gets 1 * 3 + 2 * 4 right.
-bool multiplies_pairs() {
-  static const bool works = [] {
-    if (best_isa() < Isa::avx512_bf16 || !at::globalContext().userEnabledMkldnn()) return false;
-    constexpr uint16_t one = 0x3f80, two = 0x4000, three = 0x4040, four = 0x4080;
-    std::array<uint16_t, 32> a{one, two}, b{three, four};
-    std::array<float, 16> c{};
-    try {
-      multiply_pairs(1, 16, 2, a.data(), 2, b.data(), 16, c.data(), 16, false);
-    } catch (const c10::Error&) {
-      return false;
-    }
-    at::native::cpublas::brgemm_release(true);
-    return c[0] == 11 && c[1] == 0;
-  }();
-  return works;
-}
 
 template <class T, class Factor>
 struct Kernels {
@@ -62,11 +34,16 @@ struct Kernels {
   void (*run_block)(const Of&, int64_t, int64_t, Scratch&);
   void (*add_to_keys)(const Of&, int64_t, int64_t, bool);
   void (*finish_keys)(const Of&, int64_t, Scratch&);
+  void (*sum_block)(const Of&, int64_t, Scratch&);
+  void (*finish_sums)(const Of&, int64_t);
+  void (*own_gradient)(const Of&, int64_t, Scratch&);
 
   explicit Kernels(Isa isa) {
-#define MISPLACE_TAKE(name)                                                                                    \
-  pack_keys = name::pack_keys<T, Factor>, run_block = name::run_block<T, Factor>,                              \
-  add_to_keys = name::add_to_keys<T, Factor>, finish_keys = name::finish_keys<T, Factor>
+#define MISPLACE_TAKE(name)                                                              \
+  pack_keys = name::pack_keys<T, Factor>, run_block = name::run_block<T, Factor>,        \
+  add_to_keys = name::add_to_keys<T, Factor>, finish_keys = name::finish_keys<T, Factor>, \
+  sum_block = name::sum_block<T, Factor>, finish_sums = name::finish_sums<T, Factor>,    \
+  own_gradient = name::own_gradient<T, Factor>
     MISPLACE_TAKE(plain);
 #ifdef MISPLACE_X86
     if (isa >= Isa::avx2) MISPLACE_TAKE(avx2);
@@ -86,20 +63,8 @@ void each(int64_t count, size_t scratch_bytes, const Run& run) {
       scratch.take_back();
       run(i, scratch);
     }
-    // a core's tile registers are its own to give back
-    if constexpr (sizeof(Factor) == 2) at::native::cpublas::brgemm_release(true);
+    if constexpr (sizeof(Factor) == 2) done_multiplying_pairs();
   });
-}
-
-template <class T, class Factor>
-size_t shared_bytes(const Problem<T, Factor>& in) {
-  const int64_t of_keys = in.panels() * panel * in.padded(), elements = round_up(in.width, 16);
-  int64_t factors = 2 * of_keys, floats = in.queries * (in.padded() + 4) + in.keys;
-  if (in.key_gradient) {
-    factors += in.round_rows * (in.panels() * panel + elements);
-    floats += of_keys;
-  }
-  return factors * sizeof(Factor) + floats * sizeof(float) + 16 * 64;
 }
 
 template <class T, class Factor>
@@ -108,28 +73,42 @@ size_t task_bytes(const Problem<T, Factor>& in) {
   return sizeof(float) * std::max(of_block, of_panel) + 16 * 64;
 }
 
-template <class T, class Factor>
-void take_memory(Problem<T, Factor>& in, Scratch& shared) {
+// The memory that threads share; give: takes a piece of it. Called twice: for its size, and for its pieces.
+template <class T, class Factor, class Give>
+void share_memory(Problem<T, Factor>& in, bool own_keys, const Give& give) {
   const int64_t of_keys = in.panels() * panel * in.padded();
-  in.by_element = shared.take<Factor>(of_keys);
-  in.by_row = shared.take<Factor>(of_keys);
-  in.query_inverse = shared.take<float>(in.queries);
-  in.key_inverse = shared.take<float>(in.keys);
-  in.slope = shared.take<float>(in.queries);
-  in.losses = shared.take<double>(in.queries);
-  if (in.d_own_keys) in.d_own_keys = shared.take<float>(in.queries * in.padded());
-  if (!in.key_gradient) return;
-  in.powers = shared.take<Factor>(in.panels() * in.round_rows * panel);
-  in.weighted = shared.take<Factor>(round_up(in.width, 16) * in.round_rows);
-  in.d_keys = shared.take<float>(of_keys);
+  give(in.by_element, of_keys);
+  if (in.query_gradient) give(in.by_row, of_keys);
+  give(in.query_inverse, in.queries);
+  give(in.key_inverse, in.keys);
+  give(in.slope, in.queries);
+  give(in.losses, in.queries);
+  if (own_keys) {
+    give(in.column_sums, in.blocks() * in.panels() * panel);
+    give(in.row_sums, in.queries);
+    give(in.positive, in.queries);
+    give(in.inverse_sum, in.panels() * panel);
+  } else if (in.key_gradient) {
+    give(in.powers, in.panels() * in.round_rows * panel);
+    give(in.weighted, round_up(in.width, 16) * in.round_rows);
+    give(in.d_keys, of_keys);
+  }
 }
 
-// The loss; gradients where the problem says so.
 template <class T, class Factor>
-double solve(const Problem<T, Factor>& in, Isa isa) {
-  const Kernels<T, Factor> kernels(isa);
+Scratch shared_memory(Problem<T, Factor>& in, bool own_keys) {
+  size_t bytes = 0;
+  share_memory(in, own_keys, [&](auto*& piece, int64_t count) { bytes += round_up(count * sizeof(*piece), 64); });
+  Scratch shared(bytes);
+  share_memory(in, own_keys, [&](auto*& piece, int64_t count) {
+    piece = shared.take<std::remove_reference_t<decltype(*piece)>>(count);
+  });
+  return shared;
+}
+
+template <class T, class Factor>
+void solve(const Problem<T, Factor>& in, const Kernels<T, Factor>& kernels) {
   const size_t bytes = task_bytes(in);
-  each<Factor>(in.panels(), bytes, [&](int64_t i, Scratch& scratch) { kernels.pack_keys(in, i, scratch); });
   for (int64_t first = 0; first < in.queries; first += in.round_rows) {
     const int64_t rows = std::min(in.round_rows, round_up(in.queries - first, in.block_rows));
     each<Factor>(rows / in.block_rows, bytes, [&](int64_t i, Scratch& scratch) {
@@ -141,9 +120,21 @@ double solve(const Problem<T, Factor>& in, Isa isa) {
       if (first + in.round_rows >= in.queries) kernels.finish_keys(in, i, scratch);
     });
   }
-  double sum = 0;
-  for (int64_t i = 0; i < in.queries; ++i) sum += in.losses[i];
-  return sum / static_cast<double>(in.queries);
+}
+
+template <class T, class Factor>
+void solve_own_keys(const Problem<T, Factor>& in, const Kernels<T, Factor>& kernels) {
+  const size_t bytes = task_bytes(in);
+  const int64_t blocks = in.blocks();
+  // the first block has most panels to meet, the last fewest: together as many as any other two
+  each<Factor>((blocks + 1) / 2, bytes, [&](int64_t i, Scratch& scratch) {
+    kernels.sum_block(in, i, scratch);
+    scratch.take_back();
+    if (i < blocks - 1 - i) kernels.sum_block(in, blocks - 1 - i, scratch);
+  });
+  each<Factor>(in.panels(), 0, [&](int64_t i, Scratch&) { kernels.finish_sums(in, i); });
+  if (!in.query_gradient) return;
+  each<Factor>(blocks, bytes, [&](int64_t i, Scratch& scratch) { kernels.own_gradient(in, i, scratch); });
 }
 
 template <class T>
@@ -165,10 +156,7 @@ Result run(const at::Tensor& query_in, const at::Tensor& key_in, const Settings&
   const auto gradient = [](const at::Tensor& x, bool wanted) {
     return wanted ? at::empty(x.sizes(), x.options()) : at::empty({0}, x.options());
   };
-  const bool own_gradient = settings.own_keys && settings.query_gradient;
-  at::Tensor d_query = gradient(query, settings.query_gradient);
-  at::Tensor d_key = gradient(key, settings.key_gradient && !settings.own_keys);
-  float marker = 0;  // not null: own keys get memory
+  at::Tensor d_query = gradient(query, settings.query_gradient), d_key = gradient(key, settings.key_gradient);
   Problem<T, Factor> in{
       .query = rows_of<T>(query),
       .key = rows_of<T>(key),
@@ -181,32 +169,48 @@ Result run(const at::Tensor& query_in, const at::Tensor& key_in, const Settings&
       .block_rows = query.size(0) >= many_queries ? 64 : 32,
       .temperature = static_cast<float>(settings.temperature),
       .query_gradient = settings.query_gradient,
-      .key_gradient = own_gradient || (settings.key_gradient && !settings.own_keys),
-      .d_own_keys = own_gradient ? &marker : nullptr,
+      .key_gradient = settings.key_gradient,
       .d_query = static_cast<T*>(d_query.mutable_data_ptr()),
-      .d_key = static_cast<T*>((own_gradient ? d_query : d_key).mutable_data_ptr()),
+      .d_key = static_cast<T*>(d_key.mutable_data_ptr()),
   };
-  const int64_t every = round_up(in.queries, in.block_rows);
+  const int64_t every = in.blocks() * in.block_rows;
   const int64_t affordable = round_bytes / static_cast<int64_t>(in.panels() * panel * sizeof(Factor));
   in.round_rows = in.key_gradient ? std::min(every, std::max(fewest_round_rows, affordable / 64 * 64)) : every;
-  Scratch shared(shared_bytes(in));
-  take_memory(in, shared);
+  const Scratch shared = shared_memory(in, settings.own_keys);
+  const Kernels<T, Factor> kernels(isa);
+  each<Factor>(in.panels(), task_bytes(in), [&](int64_t i, Scratch& scratch) { kernels.pack_keys(in, i, scratch); });
+  if (settings.own_keys) solve_own_keys(in, kernels);
+  else solve(in, kernels);
+  double sum = 0;
+  for (int64_t i = 0; i < in.queries; ++i) sum += in.losses[i];
   at::Tensor loss = at::empty({}, query.options().dtype(at::kFloat));
-  *loss.mutable_data_ptr<float>() = static_cast<float>(solve(in, isa));
+  *loss.mutable_data_ptr<float>() = static_cast<float>(sum / static_cast<double>(in.queries));
   return {loss, d_query, d_key};
 }
 
 bool takes_pairs(Isa isa) { return isa >= Isa::avx512_bf16 && multiplies_pairs(); }
 
-Result info_nce_cpu(const at::Tensor& query, const std::optional<at::Tensor>& key_or_none, double temperature,
-                    int64_t first_row, bool pairs, bool query_gradient, bool key_gradient, c10::string_view isa_name) {
-  const at::Tensor& key = key_or_none ? *key_or_none : query;
-  check(query, key, temperature, first_row, pairs);
-  const Isa isa = isa_named(isa_name);
-  const Settings settings{temperature, first_row, pairs, query_gradient, key_gradient, !key_or_none};
+Result run_in_dtype(const at::Tensor& query, const at::Tensor& key, const Settings& settings, Isa isa) {
   if (query.scalar_type() == at::kFloat) return run<float, float>(query, key, settings, isa);
   if (takes_pairs(isa)) return run<uint16_t, uint16_t>(query, key, settings, isa);
   return run<uint16_t, float>(query, key, settings, isa);
+}
+
+Result info_nce_cpu(const at::Tensor& query, const std::optional<at::Tensor>& key_or_none, double temperature,
+                    int64_t first_row, bool pairs, bool query_gradient, bool key_gradient, c10::string_view isa_name) {
+  const bool no_key = !key_or_none;
+  const at::Tensor& key = no_key ? query : *key_or_none;
+  check(query, key, temperature, first_row, pairs);
+  const Isa isa = isa_named(isa_name);
+  // powers are symmetric as long as all are relative to one number
+  const bool own_keys = no_key && temperature >= least_bounded_temperature;
+  const bool separately = no_key && !own_keys;
+  const bool wanted_of_keys = no_key ? separately && query_gradient : key_gradient;
+  const Settings settings{temperature, first_row, pairs, query_gradient, wanted_of_keys, own_keys};
+  Result result = run_in_dtype(query, key, settings, isa);
+  if (separately && query_gradient) std::get<1>(result).add_(std::get<2>(result));
+  if (no_key) std::get<2>(result) = at::empty({0}, query.options());
+  return result;
 }
 
 std::string info_nce_path() {

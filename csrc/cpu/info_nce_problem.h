@@ -16,6 +16,8 @@ constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * t
 // c[m, n] (+)= a[m, k] . b[k, n] of bf16 bits, b as [k / 2, n, 2]: oneDNN's brgemm, which finds AMX for itself.
 void multiply_pairs(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b, int64_t ldb,
                     float* c, int64_t ldc, bool add);
+void done_multiplying_pairs();  // by a thread: a core's tile registers are its own to give back
+bool multiplies_pairs();        // whether brgemm, asked once, gets 1 * 3 + 2 * 4 right
 
 // Row i at data + i * stride, its elements side by side.
 template <class T>
@@ -34,21 +36,25 @@ struct Problem {
   bool pairs, needs_largest;
   int64_t block_rows, round_rows;  // queries whose similarities are held by a thread, by all
   float temperature;
-  // normalised keys, panel by panel: [width][64], and [64][width] by columns of `columns()`
+  bool query_gradient, key_gradient;
+  // normalised keys, panel by panel: [width][64], and [64][width] as `multiply` takes it
   Factor *by_element, *by_row;
   float *query_inverse, *key_inverse;  // 1 / length of a row
   float* slope;                        // [queries], 1 - probability of the positive
   double* losses;                      // [queries]
-  bool query_gradient, key_gradient;
-  Factor* powers;     // [panels][round_rows][64], of this round
-  Factor* weighted;   // [width][round_rows], queries / their sums of powers
-  float* d_keys;      // [panels][width][64]
-  float* d_own_keys;  // [queries][width], where the queries are their own keys: gradient of the normalised queries
   T *d_query, *d_key;
+  // for the gradient of the keys
+  Factor* powers;    // [panels][round_rows][64], of this round
+  Factor* weighted;  // [width][round_rows], queries / their sums of powers
+  float* d_keys;     // [panels][width][64]
+  // where the queries are their own keys
+  float* column_sums;             // [blocks][panels][64]
+  double* row_sums;               // [queries]
+  float *positive, *inverse_sum;  // [queries], [panels][64]
 
   int64_t padded() const { return round_up(width, panel); }
   int64_t panels() const { return (keys + panel - 1) / panel; }
-  int64_t columns() const { return sizeof(Factor) == 2 ? padded() : panel; }
+  int64_t blocks() const { return (queries + block_rows - 1) / block_rows; }
   int64_t steps() const { return sizeof(Factor) == 2 ? round_up(width, 32) : width; }
   // Also the query whose positive is key first_row + i.
   int64_t partner(int64_t i) const { return pairs ? (i + queries / 2) % queries : i; }

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..checks import require_device, require_dims, require_floating
 from ..impl import Impl, choose_for_dtype
+from . import native, reference, stock
 
 SUPPORTED = {
     "cpu": (Impl.NATIVE, Impl.TORCH, Impl.REFERENCE, Impl.TRITON),
@@ -57,12 +58,11 @@ def nt_xent(
 
 def _run(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: bool, impl: Impl | str) -> Tensor:
     _validate(query, key, temperature, first_row, pairs)
-    dtype = torch.promote_types(query.dtype, key.dtype)
-    same = key is query
-    query = query.to(dtype)
-    key = query if same else key.to(dtype)
-    chosen = _choose(impl, query)
-    return _implementation(chosen, pairs)(query, key, temperature, first_row)
+    if query.dtype != key.dtype:
+        dtype = torch.promote_types(query.dtype, key.dtype)
+        query, key = query.to(dtype), key.to(dtype)
+    module = _implementation(_choose(impl, query))
+    return (module.nt_xent if pairs else module.info_nce)(query, key, temperature, first_row)
 
 
 def _choose(impl: Impl | str, query: Tensor) -> Impl:
@@ -74,17 +74,18 @@ def _choose(impl: Impl | str, query: Tensor) -> Impl:
     return choose_for_dtype("info_nce", impl, query, supported, DTYPES)
 
 
-def _implementation(chosen: Impl, pairs: bool):
+def _implementation(chosen: Impl):
     match chosen:
         case Impl.NATIVE:
-            from . import native as module
-        case Impl.TRITON:
-            from . import triton as module
+            return native
         case Impl.TORCH:
-            from . import stock as module
+            return stock
+        case Impl.REFERENCE:
+            return reference
         case _:
-            from . import reference as module
-    return module.nt_xent if pairs else module.info_nce
+            from . import triton
+
+            return triton
 
 
 def _validate(query: Tensor, key: Tensor, temperature: float, first_row: int, pairs: bool) -> None:

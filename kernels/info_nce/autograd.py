@@ -77,17 +77,19 @@ class _WithGradients(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_loss):
-        needed = ctx.needs_input_grad[1:3]
-        gradients = [
-            _scaled(gradient, d_loss).to(ctx.dtype) if wanted else None
-            for gradient, wanted in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        return None, *gradients, None, None, None
+        _, query_wanted, key_wanted, *_ = ctx.needs_input_grad
+        d_query, d_key = ctx.saved_tensors
+        d_query = _scaled(d_query, d_loss, ctx.dtype) if query_wanted else None
+        d_key = _scaled(d_key, d_loss, ctx.dtype) if key_wanted else None
+        return None, d_query, d_key, None, None, None
 
 
-def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+def _scaled(gradient: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """A scale of 1 costs no pass, where it can be read without stopping a GPU or torch.compile."""
     if not torch.compiler.is_compiling() and scale.device.type == "cpu":
         factor = scale.item()
-        return gradient if factor == 1 else gradient * factor
-    return (gradient * scale).to(gradient.dtype)
+        if factor != 1:
+            gradient = gradient * factor
+    else:
+        gradient = gradient * scale
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)

@@ -71,6 +71,16 @@ def test_threads_do_not_matter(form, dtype, temperature):
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
+@pytest.mark.parametrize("rows, temperature", [(130, 0.1), (130, 0.01), (1026, 0.1)])
+@pytest.mark.parametrize("isa", SETS[:-1])
+def test_rows_that_are_their_own_keys_over_several_panels(isa, rows, temperature):
+    """In blocks of 32 rows and of 64; below a temperature of 0.04 as if the keys were others."""
+    require_isa(isa)
+    tensors = {"query": make(rows, 1, 17)["query"]}
+    plain, exact = map(with_itself, others("nt_xent", temperature))
+    check(with_itself(op_of("nt_xent", isa, temperature)), plain, exact, tensors, ["query"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_several_rounds_of_queries(dtype):
     """8,200 keys allow rounds of 256 queries in fp32, of 512 in bf16."""
