@@ -21,6 +21,11 @@ class SavedEncoder(NamedTuple):
     config: dict
     step: int
 
+    @property
+    def seed(self) -> int:
+        """Of the run's initial weights; 0 where nothing tells."""
+        return self.config.get("run", {}).get("seed", 0)
+
     def build(self, device: torch.device) -> VisionTransformer:
         """The encoder with these weights, fp32, for evaluation."""
         encoder = VisionTransformer(**self.model)

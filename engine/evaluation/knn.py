@@ -29,7 +29,25 @@ def knn(
     temperature: float = TEMPERATURE,
     chunk: int | None = None,
 ) -> dict[int, float]:
-    """Top-1 accuracy in [0, 1] for each k of `ks`.
+    """Top-1 accuracy in [0, 1] for each k of `ks`; arguments and errors as knn_predictions."""
+    predicted = knn_predictions(
+        train_features, train_labels, test_features, test_labels, ks=ks, temperature=temperature, chunk=chunk
+    )
+    labels = test_labels.to(train_features.device)
+    return {k: int((guess == labels).sum()) / len(labels) for k, guess in predicted.items()}
+
+
+def knn_predictions(
+    train_features: Tensor,  # [N, D]
+    train_labels: Tensor,  # int64 [N]
+    test_features: Tensor,  # [M, D]
+    test_labels: Tensor,  # int64 [M]
+    *,
+    ks: Sequence[int] = KS,
+    temperature: float = TEMPERATURE,
+    chunk: int | None = None,
+) -> dict[int, Tensor]:
+    """The predicted label of each test image, int64 [M], for each k of `ks`.
 
     chunk: test images compared at once; None bounds the similarities held at once to 2^24. Raises UserError
     where labels are missing, only one class is there, a feature is not finite, or a k is above N (see
@@ -39,15 +57,14 @@ def knn(
     chunk = chunk or max(1, SIMILARITIES_AT_ONCE // len(train_features))
     classes, train_class = torch.unique(train_labels.to(train_features.device), return_inverse=True)
     train = torch.nn.functional.normalize(train_features.float(), dim=1)
-    right = dict.fromkeys(ks, 0)
-    for features, labels in zip(test_features.split(chunk), test_labels.split(chunk)):
+    predicted: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for features in test_features.split(chunk):
         test = torch.nn.functional.normalize(features.to(train.device).float(), dim=1)
         similarity, neighbour = _nearest(test @ train.T, max(ks))
         votes = _votes(similarity, temperature)
         for k in ks:
-            predicted = classes[_winner(votes[:, :k], train_class[neighbour[:, :k]], len(classes))]
-            right[k] += int((predicted == labels.to(predicted.device)).sum())
-    return {k: count / len(test_features) for k, count in right.items()}
+            predicted[k].append(classes[_winner(votes[:, :k], train_class[neighbour[:, :k]], len(classes))])
+    return {k: torch.cat(parts) for k, parts in predicted.items()}
 
 
 def usable_ks(ks: Sequence[int], num_train: int, say: Callable[[str], None] = print) -> tuple[int, ...]:

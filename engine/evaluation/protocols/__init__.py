@@ -1,0 +1,1 @@
+"""How a frozen encoder is measured: each protocol a module with Options and run(study, options) -> scores."""

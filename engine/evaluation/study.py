@@ -1,0 +1,99 @@
+"""What a protocol works on: the encoders, the images of two disjoint splits, and the features of one in the other."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from misplace.engine.data import Source, load_eval, open_evaluation
+from misplace.engine.errors import UserError
+
+from .features import NUM_TEST, NUM_TRAIN, choose_images
+from .subjects import Subject
+
+IMAGES_AT_ONCE = 256
+FEATURES = ("mean", "class", "both")
+T = TypeVar("T")
+
+
+class Split(NamedTuple):
+    """Some images of a source, by number, in a fixed order."""
+
+    name: str  # train or test
+    source: Source
+    indices: Tensor  # int64 [n]
+
+
+class Labelled(NamedTuple):
+    """Features of a split's images, those that cannot be decoded left out."""
+
+    features: Tensor  # fp32 [n, D], on the device
+    labels: Tensor  # int64 [n], on the device
+    indices: Tensor  # int64 [n], of the source
+
+
+def open_study_splits(
+    data: str, *, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST, seed: int = 0
+) -> tuple[Split, Split]:
+    """Training and test images of a source, never the same image. UserError as open_evaluation."""
+    train, test = open_evaluation(data)
+    first, second = choose_images(train, test, num_train=num_train, num_test=num_test, seed=seed)
+    return Split("train", train, first), Split("test", train if test is None else test, second)
+
+
+@dataclass(frozen=True)
+class Study:
+    """subjects: trained, random, pixels; seed: of everything a protocol draws; say: where its lines go."""
+
+    subjects: tuple[Subject, ...]
+    train: Split
+    test: Split
+    device: torch.device
+    seed: int = 0
+    say: Callable[[str], None] = field(default=print)
+
+    def batches(self, split: Split, image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images uint8 [b, S, S, C] and their numbers int64 [b], those that cannot be decoded left out."""
+        for indices in split.indices.split(IMAGES_AT_ONCE):
+            images, kept = load_eval(split.source, indices, image_size)
+            if len(images):
+                yield images, kept
+
+    def labels(self, split: Split, indices: Tensor) -> Tensor:
+        """int64 [n] on the device; UserError where an image has none."""
+        labels = torch.tensor([split.source.label(int(i)) for i in indices])
+        if bool((labels < 0).any()):
+            raise UserError(f"{split.source.name} has no labels: evaluate on a labelled source (--data)")
+        return labels.to(self.device)
+
+    @torch.no_grad()
+    def features(self, subject: Subject, split: Split, kind: str = "mean") -> Labelled:
+        """kind: "mean" of the patch tokens, "class" token, or "both" side by side."""
+        made, numbers = [], []
+        for images, kept in self.batches(split, subject.image_size):
+            made.append(feature(subject, images.to(self.device), kind))
+            numbers.append(kept)
+        if not made:
+            raise UserError(f"{split.source.name}: none of the {len(split.indices)} images chosen can be decoded")
+        indices = torch.cat(numbers)
+        return Labelled(torch.cat(made), self.labels(split, indices), indices)
+
+    def track(self, work: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """`work` with a progress bar on a terminal's standard error."""
+        console = Console(stderr=True)
+        yield from track(
+            work, description, total=total, console=console, transient=True, disable=not console.is_terminal
+        )
+
+
+def feature(subject: Subject, images: Tensor, kind: str) -> Tensor:
+    """fp32 [B, D] as Study.features says it."""
+    if kind == "mean":
+        return subject.mean(images)
+    if kind == "class":
+        return subject.tokens(images).cls
+    return torch.cat([subject.tokens(images).cls, subject.mean(images)], dim=1)
