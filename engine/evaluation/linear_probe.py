@@ -38,10 +38,10 @@ def linear_predictions(
 ) -> Tensor:
     """The predicted label of each test image, int64 [M]. `say` gets the learning rate that was chosen.
 
-    Raises UserError where a feature is not finite, only one class is there, or a class has a single image to learn
-    from, which cannot be both learned from and held out.
+    Raises UserError where a feature is not finite, only one class is there, or rates are to be chosen from and a class
+    has a single image, which cannot be both learned from and held out.
     """
-    _check(train_features, train_labels, test_features)
+    _check(train_features, train_labels, test_features, with_held_out=len(settings.learning_rates) > 1)
     classes, target = torch.unique(train_labels, return_inverse=True)
     chosen = choose_learning_rate(train_features, target, settings=settings, seed=seed)
     say(f"linear: learning rate {chosen:g}, chosen on held-out training images")
@@ -121,7 +121,7 @@ def _with_one(features: Tensor) -> Tensor:
     return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
 
 
-def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor) -> None:
+def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor, with_held_out: bool) -> None:
     for name, features in (("training", train_features), ("test", test_features)):
         if len(features) == 0:
             raise UserError(f"linear: no {name} images")
@@ -130,5 +130,5 @@ def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor) 
     counts = torch.unique(train_labels, return_counts=True)[1]
     if len(counts) < 2:
         raise UserError("linear needs two classes or more; all training images have the same label")
-    if int(counts.min()) < 2:
+    if with_held_out and int(counts.min()) < 2:
         raise UserError("linear: a class has a single training image; raise --num-train, or use --linear.shots")
