@@ -1,8 +1,8 @@
 """Linear classification of frozen features: SGD over a grid of learning rates [S: MoCo v3, MAE, DINO evaluate so].
 
 Features are standardised by their training part, as a BatchNorm without affine would [S: MAE]. The learning rate is
-chosen on a fifth of the training part, held out by class [O]; then the whole of it is learned from. All rates of the grid
-train at once, on the same minibatches: their weights are one batched matrix.
+chosen on a fifth of the training part, held out by class [O]; then the whole of it is learned from. All rates of the
+grid train at once, on the same minibatches: their weights are one batched matrix.
 """
 
 from collections.abc import Callable, Sequence
