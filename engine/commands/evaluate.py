@@ -15,6 +15,7 @@ from ..durable import replace_file
 from ..encoder_file import SavedEncoder, read_encoder
 from ..errors import UserError
 from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, subjects_of
+from ..evaluation.cache import FeatureCache, default_cache
 from ..evaluation.protocols.knn import Options as KnnOptions
 from ..evaluation.protocols.linear import Options as LinearOptions
 from ..resolve import choose_device
@@ -41,6 +42,8 @@ class Evaluate:
     """cpu or cuda; none: cuda where there is one."""
     out: Path | None = None
     """A file for the last line too."""
+    cache: bool = True
+    """Keep features, and take those that were kept, by a digest of the encoder and of the images."""
     knn: KnnOptions = field(default_factory=KnnOptions)
     linear: LinearOptions = field(default_factory=LinearOptions)
 
@@ -70,7 +73,8 @@ def open_study(saved: SavedEncoder, options: Evaluate) -> Study:
         raise UserError(f"{options.run}: does not say what it was trained on; give --data")
     device = choose_device(options.device)
     train, test = open_study_splits(source, num_train=options.num_train, num_test=options.num_test, seed=options.seed)
-    return Study(subjects_of(saved, device), train, test, device, options.seed)
+    cache = FeatureCache(default_cache()) if options.cache else None
+    return Study(subjects_of(saved, device), train, test, device, options.seed, cache)
 
 
 def print_scores(scores: list[Score]) -> None:
