@@ -16,6 +16,9 @@ from ..encoder_file import SavedEncoder, read_encoder
 from ..errors import UserError
 from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, subjects_of
 from ..evaluation.protocols.knn import Options as KnnOptions
+from ..evaluation.protocols.pose import Options as PoseOptions
+from ..evaluation.protocols.robustness import Options as RobustnessOptions
+from ..evaluation.protocols.spatial import Options as SpatialOptions
 from ..resolve import choose_device
 from .parsing import parse
 
@@ -26,7 +29,7 @@ class Evaluate:
 
     run: Positional[Path]
     """A run folder, or a file that `misplace export` wrote."""
-    protocol: Literal["knn"] = "knn"
+    protocol: Literal["knn", "spatial", "pose", "robustness"] = "knn"
     """What is measured; the options of each stand under its name."""
     data: str | None = None
     """Images to measure on; none: those that the run was trained on."""
@@ -41,6 +44,9 @@ class Evaluate:
     out: Path | None = None
     """A file for the last line too."""
     knn: KnnOptions = field(default_factory=KnnOptions)
+    spatial: SpatialOptions = field(default_factory=SpatialOptions)
+    pose: PoseOptions = field(default_factory=PoseOptions)
+    robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
 
 
 def main(argv: list[str]) -> int:

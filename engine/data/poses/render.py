@@ -21,6 +21,13 @@ class Rendered(NamedTuple):
     class_id: int
 
 
+class Drawn(NamedTuple):
+    """The name of a picture."""
+
+    split: str
+    index: int
+
+
 def render_image(
     index: int, *, seed: int = 0, split: str = "train", size: int = 112, difficulty: Difficulty = DEFAULT
 ) -> Rendered:
@@ -38,7 +45,31 @@ def render_images(
     return [_render(index % len(POSES), dice, size, seed, difficulty) for index, dice in zip(indices, rolled)]
 
 
-def _render(class_id: int, dice: dict[str, Dice], size: int, seed: int, difficulty: Difficulty) -> Rendered:
+def render_mixed(
+    pose: Drawn, clothes: Drawn, background: Drawn, *, seed: int = 0, size: int = 112, difficulty: Difficulty = DEFAULT
+) -> Rendered:
+    """The pose of one picture in the clothes and light of a second before the background of a third.
+
+    Each may be of another split; the class is the pose's. The clothes keep the colours of their own picture, so that
+    nothing makes them stand out from the new background. All three the same: the picture itself.
+    """
+    own, worn, behind = (
+        roll(range(drawn.index, drawn.index + 1), seed=seed, split=drawn.split)[0]
+        for drawn in (pose, clothes, background)
+    )
+    dressed_for = worn["background"].uniform(*difficulty.background_lightness)
+    dice = {"pose": own["pose"], "figure": worn["figure"], "background": behind["background"]}
+    return _render(pose.index % len(POSES), dice, size, seed, difficulty, dressed_for)
+
+
+def _render(
+    class_id: int,
+    dice: dict[str, Dice],
+    size: int,
+    seed: int,
+    difficulty: Difficulty,
+    dressed_for: float | None = None,  # the background's lightness that the clothes stand out from; None: the one there
+) -> Rendered:
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     x, y = centres[None, :], centres[:, None]
     lightness = dice["background"].uniform(*difficulty.background_lightness)
@@ -46,6 +77,7 @@ def _render(class_id: int, dice: dict[str, Dice], size: int, seed: int, difficul
     for shape, texture in draw_clutter(dice["background"], lightness, size, difficulty, seed):
         _paint(pixels, x, y, shape, texture, 0.0)
 
+    lightness = lightness if dressed_for is None else dressed_for
     clothes = draw_clothes(dice["figure"], lightness, size, difficulty, seed)
     shading = dice["figure"].uniform(*difficulty.shading)
     light = _draw_light(dice["figure"], x, y, difficulty)
