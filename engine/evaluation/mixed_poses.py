@@ -16,7 +16,7 @@ from .variants import Variant
 def mixed(
     source: PosesSource, donors: PosesSource, donor_of: Callable[[int], int], *, clothes: bool, background: bool
 ) -> Variant:
-    """[O] Each picture's pose with the clothes and light, the background, or both of a picture of `donors`.
+    """[O] Each picture's pose with the clothes, the background and light, or both of a picture of `donors`.
 
     As stored: the same size, seed, difficulty and JPEG quality, so that with itself as donor a picture is what it was.
     """

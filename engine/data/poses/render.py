@@ -48,28 +48,33 @@ def render_images(
 def render_mixed(
     pose: Drawn, clothes: Drawn, background: Drawn, *, seed: int = 0, size: int = 112, difficulty: Difficulty = DEFAULT
 ) -> Rendered:
-    """The pose of one picture in the clothes and light of a second before the background of a third.
+    """The pose of one picture in the clothes of a second before the background and in the light of a third.
 
     Each may be of another split; the class is the pose's. The clothes keep the colours of their own picture, so that
     nothing makes them stand out from the new background. All three the same: the picture itself.
     """
-    own, worn, behind = (
+    own, dresser, behind = (
         roll(range(drawn.index, drawn.index + 1), seed=seed, split=drawn.split)[0]
         for drawn in (pose, clothes, background)
     )
-    dressed_for = worn["background"].uniform(*difficulty.background_lightness)
-    dice = {"pose": own["pose"], "figure": worn["figure"], "background": behind["background"]}
-    return _render(pose.index % len(POSES), dice, size, seed, difficulty, dressed_for)
+    lightness = dresser["background"].uniform(*difficulty.background_lightness)
+    worn = _dress(dresser["figure"], lightness, size, difficulty, seed)
+    return _render(pose.index % len(POSES), behind | {"pose": own["pose"]}, size, seed, difficulty, worn)
+
+
+class _Worn(NamedTuple):
+    clothes: dict[str, Texture]
+    shading: float
+
+
+def _dress(dice: Dice, lightness: float, size: int, difficulty: Difficulty, seed: int) -> _Worn:
+    return _Worn(draw_clothes(dice, lightness, size, difficulty, seed), dice.uniform(*difficulty.shading))
 
 
 def _render(
-    class_id: int,
-    dice: dict[str, Dice],
-    size: int,
-    seed: int,
-    difficulty: Difficulty,
-    dressed_for: float | None = None,  # the background's lightness that the clothes stand out from; None: the one there
+    class_id: int, dice: dict[str, Dice], size: int, seed: int, difficulty: Difficulty, worn: _Worn | None = None
 ) -> Rendered:
+    """worn: in place of what the dice would dress the figure in."""
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     x, y = centres[None, :], centres[:, None]
     lightness = dice["background"].uniform(*difficulty.background_lightness)
@@ -77,9 +82,8 @@ def _render(
     for shape, texture in draw_clutter(dice["background"], lightness, size, difficulty, seed):
         _paint(pixels, x, y, shape, texture, 0.0)
 
-    lightness = lightness if dressed_for is None else dressed_for
-    clothes = draw_clothes(dice["figure"], lightness, size, difficulty, seed)
-    shading = dice["figure"].uniform(*difficulty.shading)
+    drawn = _dress(dice["figure"], lightness, size, difficulty, seed)
+    clothes, shading = worn or drawn
     light = _draw_light(dice["figure"], x, y, difficulty)
     figure = draw_figure(dice["pose"], POSES[class_id], size, difficulty)
     mask = np.zeros((size, size), dtype=np.uint8)
