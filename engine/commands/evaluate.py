@@ -16,6 +16,7 @@ from ..encoder_file import SavedEncoder, read_encoder
 from ..errors import UserError
 from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, subjects_of
 from ..evaluation.protocols.knn import Options as KnnOptions
+from ..evaluation.protocols.linear import Options as LinearOptions
 from ..evaluation.protocols.pose import Options as PoseOptions
 from ..evaluation.protocols.robustness import Options as RobustnessOptions
 from ..evaluation.protocols.spatial import Options as SpatialOptions
@@ -29,7 +30,7 @@ class Evaluate:
 
     run: Positional[Path]
     """A run folder, or a file that `misplace export` wrote."""
-    protocol: Literal["knn", "spatial", "pose", "robustness"] = "knn"
+    protocol: Literal["knn", "linear", "spatial", "pose", "robustness"] = "knn"
     """What is measured; the options of each stand under its name."""
     data: str | None = None
     """Images to measure on; none: those that the run was trained on."""
@@ -44,9 +45,13 @@ class Evaluate:
     out: Path | None = None
     """A file for the last line too."""
     knn: KnnOptions = field(default_factory=KnnOptions)
+    linear: LinearOptions = field(default_factory=LinearOptions)
     spatial: SpatialOptions = field(default_factory=SpatialOptions)
     pose: PoseOptions = field(default_factory=PoseOptions)
     robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
+
+
+TOP1 = ("linear", "finetune")  # protocols whose first figure is a top-1 accuracy
 
 
 def main(argv: list[str]) -> int:
@@ -105,4 +110,6 @@ def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Eval
     }
     if options.protocol == "knn":
         line |= {"k": [int(s.measure.split()[1]) for s in trained], "top1": [s.value for s in trained]}
+    elif trained:
+        line |= {"top1": trained[0].value} if options.protocol in TOP1 else {}
     return line

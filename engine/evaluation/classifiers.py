@@ -9,6 +9,7 @@ from torch import Tensor
 from misplace.engine.errors import UserError
 
 from .knn import TEMPERATURE, knn_predictions
+from .linear_probe import LinearSettings, linear_predictions
 
 
 class Classifier(NamedTuple):
@@ -31,6 +32,19 @@ def knn_classifier(k: int, temperature: float = TEMPERATURE) -> Classifier:
     return Classifier(f"knn {k}", predict)
 
 
-def classifiers(k: int) -> tuple[Classifier, ...]:
-    """Those that a protocol measures with, in the order of its rows."""
-    return (knn_classifier(k),)
+def linear_classifier(seed: int) -> Classifier:
+    """The linear probe. [O] Where a class has a single training image, none can be held out to choose the learning
+    rate on: the smallest of the grid, as the linear protocol does for a few shots.
+    """
+
+    def predict(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+        alone = int(torch.unique(labels, return_counts=True)[1].min()) < 2
+        settings = LinearSettings((min(LinearSettings.learning_rates),)) if alone else LinearSettings()
+        return linear_predictions(train, labels, test, settings=settings, seed=seed)
+
+    return Classifier("linear", predict)
+
+
+def classifiers(k: int, *, linear: bool, seed: int) -> tuple[Classifier, ...]:
+    """Those that a protocol measures with, in the order of its rows: k-NN and, if asked for, the linear probe."""
+    return (knn_classifier(k), linear_classifier(seed)) if linear else (knn_classifier(k),)

@@ -90,6 +90,12 @@ class Study:
         )
 
 
+def check_feature(kind: str, option: str) -> None:
+    """UserError for a kind of feature that there is not."""
+    if kind not in FEATURES:
+        raise UserError(f"{option} {kind}: one of {', '.join(FEATURES)}")
+
+
 def feature(subject: Subject, images: Tensor, kind: str) -> Tensor:
     """fp32 [B, D] as Study.features says it."""
     if kind == "mean":

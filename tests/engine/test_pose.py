@@ -48,19 +48,16 @@ def one_hot(level):
 
 def test_perfect_features_are_right_at_every_level():
     found = table(pose.run(study(one_hot(POSE), one_hot(POSE)), Options(k=10)))
-    assert {name: s.value for name, s in found.items()} == {
-        "group (3), knn 10": 1,
-        "family (6), knn 10": 1,
-        "pose (12), knn 10": 1,
-    }
-    assert [s.chance for s in found.values()] == [1 / 3, 1 / 6, 1 / 12]
+    levels, names = (("group (3)", 1 / 3), ("family (6)", 1 / 6), ("pose (12)", 1 / 12)), ("knn 10", "linear")
+    expected = {f"{level}, {name}": (1, chance) for name in names for level, chance in levels}
+    assert {name: (s.value, s.chance) for name, s in found.items()} == expected
 
 
 def test_features_that_know_the_group_only():
     """Right at the coarse level, one in four at the fine one, and every miss inside the right group."""
     generator = torch.Generator().manual_seed(0)
     x, y = (one_hot(GROUP) + 1e-3 * torch.randn(N, 3, generator=generator) for _ in range(2))
-    found = table(pose.run(study(x, y), Options()))
+    found = table(pose.run(study(x, y), Options(linear=False)))
     assert found["group (3), knn 20"].value == 1
     assert abs(found["pose (12), knn 20"].value - 1 / 4) < 4 * math.sqrt(3 / 16 / N)
     assert found["pose wrong, group right, knn 20"].value == 1
@@ -73,12 +70,11 @@ def test_features_that_know_the_group_only():
 def test_nothing_known_is_at_chance(kind):
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(N) % 12
+    x, y = (torch.randn(N, 16, generator=generator) for _ in range(2))
     if kind == "random features":
-        made = study(*(torch.randn(N, 16, generator=generator) for _ in range(2)))
-    else:
-        shuffled = labels[torch.randperm(N, generator=generator)]
-        x = one_hot(POSE) + 0.1 * torch.randn(N, 12, generator=generator)
-        made = study(x, x, labels=shuffled, test_labels=labels)
+        made = study(x, y)
+    else:  # each image is its own nearest neighbour, under a label of another
+        made = study(x, x, labels=labels[torch.randperm(N, generator=generator)], test_labels=labels)
     found = table(pose.run(made, Options(k=1)))
     for name, s in found.items():
         if "wrong" not in name:
@@ -101,7 +97,7 @@ def test_near_misses_by_hand():
 
 def test_chance_is_that_of_the_commonest_class():
     labels = torch.tensor([0] * 400 + [4] * 200)
-    found = table(pose.run(study(torch.ones(N, 4), torch.ones(N, 4), labels=labels), Options()))
+    found = table(pose.run(study(torch.ones(N, 4), torch.ones(N, 4), labels=labels), Options(linear=False)))
     assert found["pose (12), knn 20"].chance == pytest.approx(400 / N) == found["group (3), knn 20"].chance
     assert pose.commonest_share(torch.tensor([0, 0, 1]), torch.tensor([1, 1]), 3) == 1 / 3
 
@@ -110,15 +106,21 @@ def test_a_level_with_one_class_is_left_out_with_a_line():
     said = []
     labels = torch.arange(N) % 4  # all of the first group
     x = torch.nn.functional.one_hot(labels).float()
-    found = table(pose.run(study(x, x, labels=labels, said=said), Options(k=5)))
+    found = table(pose.run(study(x, x, labels=labels, said=said), Options(linear=False, k=5)))
     assert list(found) == ["family (6), knn 5", "pose (12), knn 5"]
     assert said == ["group: all training images are of one class; left out"]
 
 
+def test_a_class_with_a_single_image_can_be_learned_from():
+    labels = torch.cat([torch.arange(N - 1) % 11, torch.tensor([11])])
+    x = torch.nn.functional.one_hot(labels, 12).float()
+    assert table(pose.run(study(x, x, labels=labels), Options(k=1)))["pose (12), linear"].value == 1
+
+
 def test_a_source_without_hierarchy_and_a_bad_option():
     with pytest.raises(UserError, match="no hierarchy of classes: give --data poses or yoga82:DIR"):
-        pose.run(study(one_hot(POSE), one_hot(POSE), levels=()), Options())
+        pose.run(study(one_hot(POSE), one_hot(POSE), levels=()), Options(linear=False))
     with pytest.raises(UserError, match="one of mean, class, both"):
         pose.run(study(one_hot(POSE), one_hot(POSE)), Options(feature="x"))
     with pytest.raises(UserError, match="one neighbour or more"):
-        pose.run(study(one_hot(POSE), one_hot(POSE)), Options(k=0))
+        pose.run(study(one_hot(POSE), one_hot(POSE)), Options(linear=False, k=0))

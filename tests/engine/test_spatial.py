@@ -290,7 +290,7 @@ def by_name(scores, encoder):
 @pytest.mark.parametrize("encoder", ["random", "pixels"])
 def test_marked_puzzles_are_all_solved_and_unmarked_ones_at_chance(encoder):
     said = []
-    options = Options(train_images=120, test_images=100)
+    options = Options(linear=False, train_images=120, test_images=100)
     solved = by_name(spatial.run(study_of(Marked(120), Marked(100, seed=1), said), options), encoder)
     assert any("not classified" in line for line in said)
     assert not any("knn" in name for name in solved)
@@ -304,7 +304,7 @@ def test_marked_puzzles_are_all_solved_and_unmarked_ones_at_chance(encoder):
 
 def test_the_protocol_on_poses(poses):
     train, test = poses
-    options = Options(grid=3, pairs=2, k=5)
+    options = Options(grid=3, pairs=2, k=5, linear=False)
     scores = spatial.run(study_of(train, test), options)
     found = by_name(scores, "random")
     assert list(found) == list(by_name(scores, "pixels"))
@@ -328,7 +328,7 @@ def test_a_solved_puzzle_is_classified_as_the_intact_picture(poses, monkeypatch)
     drawn = []
     monkeypatch.setattr(spatial, "draw_orders", lambda *a: drawn.append(draw_orders(*a)) or drawn[-1])
     monkeypatch.setattr(spatial, "best_assignment", lambda scores: drawn[-1])
-    found = by_name(spatial.run(study_of(train, test), Options(k=3)), "pixels")
+    found = by_name(spatial.run(study_of(train, test), Options(linear=False, k=3)), "pixels")
     assert found["jigsaw 2x2 wholly in place"].value == 1
     assert found["reassembled, knn 3"].value == found["intact, knn 3"].value
 

@@ -10,7 +10,7 @@ from misplace.engine.errors import UserError
 
 from ..classifiers import classifiers
 from ..scores import Score, score
-from ..study import FEATURES, Study
+from ..study import Study, check_feature
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Options:
 
     k: int = 20
     """Neighbours that vote."""
+    linear: bool = True
+    """Also the linear probe, beside k-NN."""
     feature: str = "mean"
     """mean of the patch tokens, class token, or both."""
 
@@ -30,14 +32,13 @@ def run(study: Study, options: Options) -> list[Score]:
     Chance of the first [O]: always the class most common in training, or 1 / classes where that is more. Of the
     second: any wrong class at random.
     """
-    if options.feature not in FEATURES:
-        raise UserError(f"--pose.feature {options.feature}: one of {', '.join(FEATURES)}")
+    check_feature(options.feature, "--pose.feature")
     levels = hierarchy_of(study)
     scores = []
     for subject in study.subjects:
         train = study.features(subject, study.train, options.feature)
         test = study.features(subject, study.test, options.feature)
-        for classifier in classifiers(options.k):
+        for classifier in classifiers(options.k, linear=options.linear, seed=study.seed):
             guesses = {}
             for level in levels:
                 learned, true = classes_at(level, train.labels), classes_at(level, test.labels)

@@ -17,7 +17,7 @@ from ..contact_sheet import write_contact_sheet
 from ..embed import embed
 from ..mixed_poses import mixed
 from ..scores import Score, score
-from ..study import FEATURES, Split, Study
+from ..study import Split, Study, check_feature
 from ..variants import DONOR, dice, edges, occluded, shuffled, stylised
 
 CLEAN, CONFLICT = "clean", "cue conflict"
@@ -38,6 +38,8 @@ class Options:
     """Tiles along a side of the shuffled pictures."""
     k: int = 20
     """Neighbours that vote."""
+    linear: bool = True
+    """Also the linear probe, beside k-NN."""
     feature: str = "mean"
     """mean of the patch tokens, class token, or both."""
     pictures: str | None = None
@@ -72,7 +74,7 @@ def run(study: Study, options: Options) -> list[Score]:
     for number, subject in enumerate(study.subjects):
         learned = study.features(subject, train, options.feature)
         features = torch.cat([made[number] for made, _ in seen.values()])
-        for classifier in classifiers(options.k):
+        for classifier in classifiers(options.k, linear=options.linear, seed=study.seed):
             guesses = classifier.predict(learned.features, learned.labels, features).cpu().split(lengths)
             tried = [Tried(name, guess, kept) for (name, (_, kept)), guess in zip(seen.items(), guesses)]
             scores += accuracies(subject.name, classifier.name, tried, test.source, study.seed)
@@ -157,8 +159,7 @@ def labels_of(source: Source, indices: list[int]) -> Tensor:
 
 
 def _check(options: Options, size: int) -> None:
-    if options.feature not in FEATURES:
-        raise UserError(f"--robustness.feature {options.feature}: one of {', '.join(FEATURES)}")
+    check_feature(options.feature, "--robustness.feature")
     if min(options.train_images, options.test_images) < 2:
         raise UserError("--robustness.train-images and --robustness.test-images: 2 or more")
     if any(not 0 < share <= 1 for share in options.occlusion):

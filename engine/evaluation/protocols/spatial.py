@@ -18,7 +18,7 @@ from ..jigsaw import cut_size, draw_orders, reassemble, resize, shuffle, tile_fe
 from ..pairs import POSITION, SCALE, crops, draw_pairs, pair_targets, r_squared
 from ..ridge import fit_ridge
 from ..scores import Score, score
-from ..study import FEATURES, Split, Study, feature
+from ..study import Split, Study, check_feature, feature
 from ..subjects import Subject
 
 
@@ -38,6 +38,8 @@ class Options:
     """Tiles along a side of a puzzle: 2 or 3."""
     k: int = 20
     """Neighbours that classify the image put together again."""
+    linear: bool = True
+    """Also the linear probe, beside k-NN."""
     feature: str = "mean"
     """Of crops and images: mean of the patch tokens, class token, or both."""
 
@@ -150,7 +152,7 @@ def _classify(
     }
     chance = 1 / len(train.source.class_names)
     scores = []
-    for classifier in classifiers(options.k):
+    for classifier in classifiers(options.k, linear=options.linear, seed=study.seed):
         guesses = classifier.predict(learned.features, learned.labels, torch.cat(list(tests.values())))
         for name, guess in zip(tests, guesses.split(len(labels))):
             measure = f"{name}, {classifier.name}"
@@ -168,8 +170,7 @@ def _generator(study: Study, split: Split, purpose: str) -> torch.Generator:
 
 
 def _check(options: Options) -> None:
-    if options.feature not in FEATURES:
-        raise UserError(f"--spatial.feature {options.feature}: one of {', '.join(FEATURES)}")
+    check_feature(options.feature, "--spatial.feature")
     if options.grid not in (2, 3):
         raise UserError(f"--spatial.grid {options.grid}: 2 or 3")
     if options.pairs < 1:
