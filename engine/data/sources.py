@@ -12,6 +12,7 @@ from .image_folder import ImageFolder, split_folders
 from .shards import Shards, find_shards
 
 SPLITS = ("train", "test")
+WITH_BOTH_SPLITS = ("fashion-mnist", "poses", "yoga82")
 
 
 class Source(Protocol):
@@ -41,7 +42,7 @@ class Source(Protocol):
 
 
 def open_source(spec: str, *, split: str = "train") -> Source:
-    """The source called `spec`: an image folder, tar shards, `fashion-mnist[:FOLDER]` or `poses[:FOLDER]`.
+    """The source called `spec`: a folder of images, tar shards, `fashion-mnist[:DIR]`, `poses[:DIR]` or `yoga82:DIR`.
 
     Tar shards are a folder of them, DIR/{0000..0127}.tar, or one file. split: "train" or "test". A folder with
     train/ and val/ or test/ inside has both; any other is all "train", and asking for its "test" is an error:
@@ -57,6 +58,12 @@ def open_source(spec: str, *, split: str = "train") -> Source:
         from .poses import PosesSource
 
         return PosesSource(folder, split)
+    if kind == "yoga82":
+        from .yoga82 import Yoga82
+
+        if folder is None:
+            raise UserError("yoga82: give the folder of yoga_train.txt and yoga_test.txt, as yoga82:DIR")
+        return Yoga82(folder, split)
     root = Path(spec).expanduser()
     folders = split_folders(root)
     if not folders:
@@ -88,7 +95,7 @@ def open_evaluation(spec: str) -> tuple[Source, Source | None]:
 
 def open_splits(spec: str) -> tuple[Source, ...]:
     """Every split that a source has, the training one first."""
-    is_folder = spec.partition(":")[0] not in ("fashion-mnist", "poses")
+    is_folder = spec.partition(":")[0] not in WITH_BOTH_SPLITS
     if is_folder and not split_folders(Path(spec).expanduser()):
         return (open_source(spec),)
     return tuple(open_source(spec, split=split) for split in SPLITS)
