@@ -9,7 +9,8 @@ from torch import Tensor
 from misplace.engine.errors import UserError
 
 from .knn import TEMPERATURE, knn_predictions
-from .linear_probe import LinearSettings, linear_predictions
+from .linear_probe import linear_predictions
+from .logistic import logistic_predictions
 
 
 class Classifier(NamedTuple):
@@ -34,13 +35,13 @@ def knn_classifier(k: int, temperature: float = TEMPERATURE) -> Classifier:
 
 def linear_classifier(seed: int) -> Classifier:
     """The linear probe. [O] Where a class has a single training image, none can be held out to choose the learning
-    rate on: the smallest of the grid, as the linear protocol does for a few shots.
+    rate on: logistic regression of a fixed strength, as the linear protocol does for a few shots.
     """
 
     def predict(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-        alone = int(torch.unique(labels, return_counts=True)[1].min()) < 2
-        settings = LinearSettings((min(LinearSettings.learning_rates),)) if alone else LinearSettings()
-        return linear_predictions(train, labels, test, settings=settings, seed=seed)
+        if int(torch.unique(labels, return_counts=True)[1].min()) < 2:
+            return logistic_predictions(train, labels, test)
+        return linear_predictions(train, labels, test, seed=seed)
 
     return Classifier("linear", predict)
 

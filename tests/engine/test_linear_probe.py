@@ -95,6 +95,34 @@ def test_a_rate_that_diverges_is_not_chosen():
     assert "0.01" in said[0] and accuracy(predicted, test_labels) > 0.5
 
 
+def test_training_that_diverges_is_an_error():
+    features, labels = blobs(100, 1.0, 0)
+    with pytest.raises(UserError, match="diverged at learning rate 1e\\+38"):
+        linear_predictions(features, labels, features, settings=LinearSettings((1e38,)))
+
+
+def test_a_feature_that_never_varies_is_nothing():
+    """However far it moves at test, and although its mean is not exact in fp32."""
+    train, labels = blobs(500, 1.5, 0)
+    test, _ = blobs(500, 1.5, 1)
+    plain = linear_predictions(train, labels, test)
+    constant = torch.full((500, 1), 1234.567)
+    moved = linear_predictions(torch.cat([train, constant], 1), labels, torch.cat([test, 2 * constant], 1))
+    assert torch.equal(plain, moved)
+
+
+def test_progress_is_shown_of_both_trainings():
+    train, labels = blobs(100, 1.0, 0)
+    shown = []
+
+    def track(work, description):
+        shown.append(description)
+        return work
+
+    linear_predictions(train, labels, train, settings=LinearSettings(epochs=2), track=track)
+    assert shown == ["linear probe", "linear probe"]
+
+
 def test_one_seed_one_answer():
     train, labels = blobs(300, 3.0, 0)
     test, _ = blobs(300, 3.0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from misplace.engine.errors import UserError
 
 from ..linear_probe import LinearSettings, linear_predictions
+from ..logistic import logistic_predictions
 from ..scores import Score, score
 from ..shots import draw_shots
 from ..study import Labelled, Study, check_feature
@@ -16,7 +17,7 @@ from ..subjects import Subject
 
 @dataclass(frozen=True)
 class Options:
-    """linear: SGD, cosine, the learning rate chosen on held-out training images."""
+    """linear: SGD, cosine, the learning rate chosen on held-out training images; a few shots: logistic regression."""
 
     feature: str = "mean"
     """mean of the patch tokens, class token, or both."""
@@ -33,16 +34,21 @@ class Options:
 
 
 def run(study: Study, options: Options) -> list[Score]:
-    """ "linear" and "linear N-shot" of every encoder. UserError where labels are missing or too few."""
+    """ "linear" and "linear N-shot" of every encoder; the draws of the latter are the same for all encoders.
+
+    An N-shot interval is over test images, of the mean over draws; how far the draws lie apart is told in a line.
+    Raises UserError where labels are missing or too few.
+    """
     settings = _settings(options)
     chance = 1 / max(1, len(study.train.source.class_names))
     scores = []
     for subject in study.subjects:
         train = study.features(subject, study.train, options.feature)
         test = study.features(subject, study.test, options.feature)
+        drawn = {shots: _draws(train.labels, shots, options.draws, study.seed) for shots in options.shots}
         scores.append(_with_all(study, subject, train, test, settings, chance))
-        for shots in options.shots:
-            right = _with_few(train, test, shots, options.draws, settings, study.seed)
+        for shots, draws in drawn.items():
+            right = _with_few(study, f"{subject.name}, linear {shots}-shot", train, test, draws)
             scores.append(score(subject.name, f"linear {shots}-shot", right, chance=chance, seed=study.seed))
     return scores
 
@@ -67,22 +73,25 @@ def _with_all(
         settings=settings,
         seed=study.seed,
         say=lambda line: study.say(f"{subject.name}, {line}"),
+        track=study.track,
     )
     return score(subject.name, "linear", predicted == test.labels, chance=chance, seed=study.seed)
 
 
-def _with_few(train: Labelled, test: Labelled, shots: int, draws: int, settings: LinearSettings, seed: int) -> Tensor:
-    """[M]: the share of the draws in which each test image is classified right.
+def _draws(labels: Tensor, shots: int, draws: int, seed: int) -> list[Tensor]:
+    return [draw_shots(labels, shots, seed * draws + draw) for draw in range(draws)]
 
-    A few images leave none to choose a rate on: the smallest of the grid, at which the regression from zero weights
-    stays near the nearest class mean. [O]
+
+def _with_few(study: Study, name: str, train: Labelled, test: Labelled, draws: list[Tensor]) -> Tensor:
+    """fp64 [M]: the share of the draws after which each test image is classified right.
+
+    A few images leave none to choose a learning rate on: logistic regression of a fixed strength, which has one answer.
     """
-    gentle = LinearSettings((min(settings.learning_rates),), settings.epochs, settings.batch_size)
-    right = torch.zeros(len(test.labels), dtype=torch.float64)
-    for draw in range(draws):
-        rows = draw_shots(train.labels, shots, seed + draw)
-        predicted = linear_predictions(
-            train.features[rows], train.labels[rows], test.features, settings=gentle, seed=seed
-        )
-        right += (predicted == test.labels).double().cpu() / draws
-    return right
+    right = []
+    for rows in study.track(draws, name, len(draws)):
+        predicted = logistic_predictions(train.features[rows], train.labels[rows], test.features)
+        right.append((predicted == test.labels).double())
+    if len(draws) > 1:
+        of_draw = torch.stack(right).mean(1)
+        study.say(f"{name}: {of_draw.mean():.1%}, deviation between draws {of_draw.std():.1%}")
+    return torch.stack(right).mean(0)
