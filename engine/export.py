@@ -52,7 +52,7 @@ def to_timm(tensors: dict[str, Tensor], model: dict) -> tuple[dict[str, Tensor],
         if tuple(given[name].shape) != shape:
             raise UserError(f"export: {name} is {tuple(given[name].shape)}, the config says {shape}")
     state = {name: given[name].detach().to("cpu", torch.float32).contiguous().clone() for name in shapes}
-    return state, _timm_kwargs(model)
+    return state, timm_kwargs(model)
 
 
 def write_timm(path: Path | str, tensors: dict[str, Tensor], model: dict, *, overwrite: bool = False) -> Path:
@@ -82,7 +82,8 @@ def timm_name(model: dict) -> str | None:
     return TIMM_NAMES.get((model["width"], model["depth"], model["num_heads"]))
 
 
-def _timm_kwargs(model: dict) -> dict:
+def timm_kwargs(model: dict) -> dict:
+    """The arguments with which timm builds this architecture."""
     return {timms: model[ours] for ours, timms in TIMM_ARGUMENTS.items()} | {
         "num_classes": 0,
         "global_pool": "token",

@@ -60,16 +60,33 @@ TOP1 = ("linear", "finetune")  # protocols whose first figure is a top-1 accurac
 def main(argv: list[str]) -> int:
     """Evaluate; prints a table and a last line of JSON."""
     options = parse(Evaluate, argv, prog="misplace evaluate")
+    check(options)
     saved = read_encoder(options.run)
     protocol = importlib.import_module(f"misplace.engine.evaluation.protocols.{options.protocol}")
     study = open_study(saved, options)
     scores = protocol.run(study, getattr(options, options.protocol))
     print_scores(scores)
     line = json.dumps(result(scores, study, saved, options))
-    if options.out:
-        replace_file(options.out, (line + "\n").encode())
     print(line)
+    if options.out:
+        try:
+            replace_file(options.out, (line + "\n").encode())
+        except OSError as error:
+            raise UserError(f"--out {options.out}: cannot be written: {error.strerror}") from None
     return 0
+
+
+def check(options: Evaluate) -> None:
+    """UserError for what cannot be, before any work."""
+    for name, value, low in (
+        ("num-train", options.num_train, 1),
+        ("num-test", options.num_test, 1),
+        ("seed", options.seed, 0),
+    ):
+        if not low <= value < 2**32:
+            raise UserError(f"--{name} {value}: must be {low} or more, and below 2^32")
+    if options.out and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
+        raise UserError(f"--out {options.out}: give a file in a folder that exists")
 
 
 def open_study(saved: SavedEncoder, options: Evaluate) -> Study:
@@ -79,6 +96,10 @@ def open_study(saved: SavedEncoder, options: Evaluate) -> Study:
         raise UserError(f"{options.run}: does not say what it was trained on; give --data")
     device = choose_device(options.device)
     train, test = open_study_splits(source, num_train=options.num_train, num_test=options.num_test, seed=options.seed)
+    if train.source.channels != (channels := saved.model["channels"]):
+        colours = {1: "gray", 3: "colour"}
+        seen, given = (colours.get(count, f"{count}-channel") for count in (channels, train.source.channels))
+        raise UserError(f"{options.run}: its encoder sees {seen} images, {source} has {given} ones; give other --data")
     cache = FeatureCache(default_cache()) if options.cache else None
     return Study(subjects_of(saved, device), train, test, device, options.seed, cache)
 

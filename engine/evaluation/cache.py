@@ -1,10 +1,12 @@
 """Features on disk, found again by a digest of everything that they depend on."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import PIL
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -66,7 +68,7 @@ class FeatureCache:
     @staticmethod
     def key(depends_on: tuple[str, ...]) -> str:
         """A file name for these words; also of the format and of the versions that compute."""
-        words = (FORMAT, torch.__version__, *depends_on)
+        words = (FORMAT, torch.__version__, PIL.__version__, *depends_on)
         return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     def _read(self, path: Path) -> dict[str, Tensor] | None:
@@ -86,7 +88,11 @@ class FeatureCache:
         return None
 
     def _prune(self, newest: Path) -> None:
-        files = [(entry.stat().st_mtime, entry.stat().st_size, entry) for entry in self.folder.iterdir()]
+        files = []
+        for entry in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process prunes too
+                status = entry.stat()
+                files.append((status.st_mtime, status.st_size, entry))
         total = sum(size for _, size, _ in files)
         for _, size, entry in sorted(files, key=lambda file: file[0]):
             if total <= self._largest:

@@ -1,6 +1,6 @@
 """Features of a frozen encoder over a deterministic choice of images, and the raw-pixel baseline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,31 +12,65 @@ NUM_TRAIN = 5000
 NUM_TEST = 2000
 PIXELS_SIDE = 32
 
+IMAGES_AT_ONCE = 256
+
 Encode = Callable[[Tensor], Tensor]
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def load_batches(
+    source: Source,
+    indices: Tensor,  # int64 [n]
+    image_size: int,
+    batch_size: int = IMAGES_AT_ONCE,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images uint8 [b, S, S, C] and their numbers int64 [b], in order, those that cannot be decoded left out.
+
+    Raises UserError at the end where nothing could be decoded.
+    """
+    nothing = True
+    for batch in torch.as_tensor(indices, dtype=torch.int64).split(batch_size):
+        images, kept = load_eval(source, batch, image_size)
+        if len(images):
+            nothing = False
+            yield images, kept
+    if nothing:
+        raise UserError(f"{source.name}: none of the {len(indices)} images chosen for evaluation can be decoded")
 
 
 @torch.no_grad()
+def encode_batches(
+    encode: Encode,  # images uint8 [B, S, S, C] -> features [B, D]
+    batches: Batches,
+) -> tuple[Tensor, Tensor]:
+    """Features fp32 [n, D] of all batches, on the encoder's device, and the images' numbers int64 [n]."""
+    features, numbers = zip(*((encode(images).float(), kept) for images, kept in batches))
+    return torch.cat(features), torch.cat(numbers)
+
+
+def labels_of(source: Source, indices: Tensor) -> Tensor:
+    """int64 [n]. UserError where an image has none."""
+    labels = torch.tensor([source.label(int(i)) for i in indices], dtype=torch.int64)
+    if bool((labels < 0).any()):
+        raise UserError(f"{source.name} has no labels: evaluate on a labelled source (--data)")
+    return labels
+
+
 def extract(
     encode: Encode,  # images uint8 [B, S, S, C] -> features [B, D]
     source: Source,
     indices: Tensor,  # int64 [n]
     image_size: int,
-    batch_size: int = 256,
+    batch_size: int = IMAGES_AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
     """Features fp32 [n, D] and labels int64 [n] of the given images, in their order, on the encoder's device.
 
     Images that cannot be decoded are left out of both. Raises UserError where the source is unlabelled or
     nothing can be decoded.
     """
-    features, labels = [], []
-    for batch in torch.as_tensor(indices, dtype=torch.int64).split(batch_size):
-        images, kept = load_eval(source, batch, image_size)
-        if len(images):
-            features.append(encode(images).float())
-            labels += [_label(source, int(i)) for i in kept]
-    if not features:
-        raise UserError(f"{source.name}: none of the {len(indices)} images chosen for evaluation can be decoded")
-    return torch.cat(features), torch.tensor(labels, device=features[0].device)
+    labels_of(source, indices[:1])  # told before the work
+    features, numbers = encode_batches(encode, load_batches(source, indices, image_size, batch_size))
+    return features, labels_of(source, numbers).to(features.device)
 
 
 def choose_images(
@@ -62,13 +96,6 @@ def choose_images(
     cut = num_train if len(both) == wanted else len(both) * num_train // wanted
     cut = min(max(cut, 1), len(both) - 1)
     return both[:cut], both[cut:]
-
-
-def _label(source: Source, index: int) -> int:
-    label = source.label(index)
-    if label < 0:
-        raise UserError(f"{source.name} has no labels: evaluate on a labelled source (--data)")
-    return label
 
 
 def _first(source: Source, count: int, seed: int) -> Tensor:

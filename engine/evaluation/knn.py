@@ -118,5 +118,5 @@ def _check(
         raise UserError("k-NN needs two classes or more; all training images have the same label")
     if not ks or min(ks) < 1 or max(ks) > len(train_features):
         raise UserError(f"k-NN: k must lie in 1..{len(train_features)}, the number of training images, not {list(ks)}")
-    if temperature <= 0:
+    if not temperature > 0:
         raise UserError(f"k-NN: temperature must be above 0, not {temperature}")

@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from misplace.engine.data import Source, load_eval, open_evaluation
+from misplace.engine.data import Source, open_evaluation
 from misplace.engine.errors import UserError
 
 from .cache import FeatureCache, images_digest
-from .features import NUM_TEST, NUM_TRAIN, choose_images
+from .features import IMAGES_AT_ONCE, NUM_TEST, NUM_TRAIN, choose_images, encode_batches, labels_of, load_batches
 from .subjects import Subject
 
-IMAGES_AT_ONCE = 256
 FEATURES = ("mean", "class", "both")
 T = TypeVar("T")
 
@@ -62,21 +61,19 @@ class Study:
     say: Callable[[str], None] = field(default=print)
 
     def batches(self, split: Split, image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 [b, S, S, C] and their numbers int64 [b], those that cannot be decoded left out."""
-        for indices in split.indices.split(IMAGES_AT_ONCE):
-            images, kept = load_eval(split.source, indices, image_size)
-            if len(images):
-                yield images, kept
+        """Images uint8 [b, S, S, C] and their numbers int64 [b], as load_batches."""
+        return load_batches(split.source, split.indices, image_size)
 
     def labels(self, split: Split, indices: Tensor) -> Tensor:
         """int64 [n] on the device; UserError where an image has none."""
-        labels = torch.tensor([split.source.label(int(i)) for i in indices])
-        if bool((labels < 0).any()):
-            raise UserError(f"{split.source.name} has no labels: evaluate on a labelled source (--data)")
-        return labels.to(self.device)
+        return labels_of(split.source, indices).to(self.device)
 
     def features(self, subject: Subject, split: Split, kind: str = "mean") -> Labelled:
-        """kind: "mean" of the patch tokens, "class" token, or "both" side by side. UserError where nothing decodes."""
+        """kind: "mean" of the patch tokens, "class" token, or "both" side by side.
+
+        Raises UserError where the source is unlabelled or nothing can be decoded.
+        """
+        self.labels(split, split.indices[:1])  # told before the work
 
         def make() -> dict[str, Tensor]:
             return self._make_features(subject, split, kind)
@@ -87,19 +84,15 @@ class Study:
             images = images_digest(split.source, split.indices)
             found = self.cache.get((subject.digest, kind, str(subject.image_size), images, str(self.device)), make)
         indices = found["indices"]
+        if missing := len(split.indices) - len(indices):
+            self.say(f"{subject.name}, {split.name}: {missing} of {len(split.indices)} images cannot be decoded")
         return Labelled(found["features"].to(self.device), self.labels(split, indices), indices)
 
-    @torch.no_grad()
     def _make_features(self, subject: Subject, split: Split, kind: str) -> dict[str, Tensor]:
-        made, numbers = [], []
         count = -(-len(split.indices) // IMAGES_AT_ONCE)
         batches = self.track(self.batches(split, subject.image_size), f"{subject.name}, {split.name}", count)
-        for images, kept in batches:
-            made.append(feature(subject, images.to(self.device), kind))
-            numbers.append(kept)
-        if not made:
-            raise UserError(f"{split.source.name}: none of the {len(split.indices)} images chosen can be decoded")
-        return {"features": torch.cat(made), "indices": torch.cat(numbers)}
+        made, numbers = encode_batches(lambda images: feature(subject, images.to(self.device), kind), batches)
+        return {"features": made, "indices": numbers}
 
     def track(self, work: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """`work` with a progress bar on a terminal's standard error."""

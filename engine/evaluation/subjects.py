@@ -121,7 +121,9 @@ def layer_tokens(encoder: VisionTransformer, images: Tensor, which: tuple[int, .
 
 def digest_of(encoder: VisionTransformer) -> str:
     """SHA-256 over every tensor by name, and what else the features depend on."""
-    sha = hashlib.sha256(repr((encoder.patch_size, encoder.side, encoder.mean, encoder.std)).encode())
+    heads = [block.attn.num_heads for block in encoder.blocks]  # no weight tells them
+    built = encoder.patch_size, encoder.side, encoder.mean, encoder.std, heads, encoder.compute_dtype
+    sha = hashlib.sha256(repr(built).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -1,11 +1,13 @@
 """Kept features: found only where nothing that they depend on has changed, and never trusted blindly."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 
 from misplace.engine.data import open_source
+from misplace.engine.errors import UserError
 from misplace.engine.evaluation import Study, open_study_splits, pixel_subject
 from misplace.engine.evaluation.cache import FeatureCache, default_cache, images_digest
 
@@ -98,6 +100,30 @@ def test_a_study_takes_what_was_kept(images, cache):
     study.features(subject, test, "class")
     study.features(subject, train)
     assert len(list(cache.folder.iterdir())) == 3
+
+
+def test_images_that_cannot_be_decoded_are_counted_when_kept_too(images, cache):
+    train, test = open_study_splits(str(images), num_train=20, num_test=10)
+    for index in test.indices[:3].tolist():
+        with open(test.source.path_of(index), "wb"):
+            pass
+    said = []
+    study = Study((), train, test, CPU, cache=cache, say=said.append)
+    subject = pixel_subject(24, 6)
+    first, again = (study.features(subject, test) for _ in range(2))
+    assert len(first.labels) == 7 and torch.equal(first.indices, test.indices[3:])
+    assert torch.equal(first.features, again.features)
+    assert said == 2 * ["pixels, test: 3 of 10 images cannot be decoded"]
+
+
+def test_a_study_without_labels_does_no_work(photo_folder, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(photo_folder.rglob("*.jpg"))):
+        path.rename(tmp_path / "flat" / f"{number}.jpg")
+    train, test = open_study_splits(str(tmp_path / "flat"), num_train=10, num_test=10)
+    blind = dataclasses.replace(pixel_subject(24, 6), tokens=lambda images: pytest.fail("encoded"))
+    with pytest.raises(UserError, match="has no labels"):
+        Study((blind,), train, test, CPU).features(blind, train, "class")
 
 
 def test_where_it_lies(monkeypatch, tmp_path):

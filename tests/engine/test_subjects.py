@@ -9,15 +9,30 @@ import torch
 
 from misplace.engine import trainer
 from misplace.engine.cli import main
+from misplace.engine.commands import evaluate
 from misplace.engine.data import open_source
 from misplace.engine.encoder_file import read_encoder
 from misplace.engine.errors import UserError
 from misplace.engine.evaluation import Study, encoder_subject, open_study_splits, pixel_subject, subjects_of
+from misplace.engine.export import write_timm
 from misplace.engine.implementations import resolve_implementations
 from misplace.engine.method import build_method
+from misplace.engine.models import VisionTransformer
 from misplace.engine.resolve import resolve
 
 CPU = torch.device("cpu")
+MODEL = {"image_size": 24, "patch_size": 6, "channels": 3, "width": 64, "depth": 2, "mean": [0.5] * 3, "std": [0.5] * 3}
+HOSTILE = {  # what replaces the metadata's own, and how the reason is told
+    "zero patch": ({"patch_size": 0}, "'patch_size': 0"),
+    "negative depth": ({"depth": -1}, "'depth': -1"),
+    "deep": ({"depth": 2_000_000}, "a depth of 2000000 with 30 tensors"),
+    "endless": ({"depth": float("inf")}, "'depth': inf"),
+    "text": ({"depth": "2"}, "'depth': '2'"),
+    "heads": ({"num_heads": 3}, "multiple"),
+    "side": ({"img_size": 25}, "multiple"),
+    "other model": ({"qkv_bias": False}, "'qkv_bias': False"),
+    "channels": ({"in_chans": 1}, "not of 1 channels"),
+}
 
 
 @pytest.fixture
@@ -39,6 +54,36 @@ def test_an_exported_file_gives_the_runs_own_features(run, images, tmp_path, pic
     for ours, theirs in zip(first.tokens(pictures), second.tokens(pictures)):
         assert torch.equal(ours, theirs)
     assert first.digest == second.digest
+
+
+def test_an_exported_file_is_evaluated_like_its_run(run, images, tmp_path, capfd):
+    """Features to the bit: those of the run, kept under the digest of the encoder, are found for the file."""
+    export = tmp_path / "encoder.safetensors"
+    assert main(["export", str(run), str(export)]) == 0
+
+    def rows(path, *more):
+        arguments = ["--data", str(images), "--num-train", "30", "--num-test", "12", "--device", "cpu", *more]
+        assert main(["evaluate", str(path), *arguments]) == 0
+        result = json.loads(capfd.readouterr().out.splitlines()[-1])
+        return [row for row in result["rows"] if row["encoder"] == "trained"]
+
+    of_run = rows(run)
+    kept = sorted(evaluate.default_cache().iterdir())
+    assert rows(export) == of_run == rows(export, "--no-cache")
+    added = set(evaluate.default_cache().iterdir()) - set(kept)
+    assert len(kept) == 6 and len(added) == 2  # the random encoder of a file without a seed, both splits
+
+
+def test_the_digest_knows_the_heads(pictures):
+    """Equal weights in another number of heads are another encoder."""
+
+    def subject(num_heads):
+        torch.manual_seed(0)
+        return encoder_subject("", VisionTransformer(**MODEL, num_heads=num_heads))
+
+    one, four = subject(1), subject(4)
+    assert one.digest != four.digest and one.digest == subject(1).digest
+    assert not torch.equal(one.mean(pictures), four.mean(pictures))
 
 
 def test_random_is_what_the_run_began_with(run, runs, images, pictures, tmp_path):
@@ -101,6 +146,49 @@ def test_files_that_are_no_encoder(run, tmp_path, capfd):
     assert "give --data" in capfd.readouterr().err
 
 
+@pytest.fixture
+def exported_file(tmp_path) -> Path:
+    model = MODEL | {"num_heads": 4}
+    return write_timm(tmp_path / "good.safetensors", dict(VisionTransformer(**model).state_dict()), model)
+
+
+@pytest.fixture
+def exported(exported_file) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of an exported file."""
+    with safetensors.safe_open(exported_file, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("arguments, reason", HOSTILE.values(), ids=list(HOSTILE))
+def test_arguments_that_no_export_writes(exported, tmp_path, arguments, reason):
+    metadata, tensors = exported
+    metadata["timm_kwargs"] = json.dumps(json.loads(metadata["timm_kwargs"]) | arguments)
+    safetensors.torch.save_file(tensors, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(UserError, match=reason) as error:
+        read_encoder(tmp_path / "bad.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("timm_kwargs", "[" * 100_000, "recursion"),
+        ("timm_kwargs", "[]", "misplace export"),
+        ("std", "[0, 1, 1]", "mean and std"),
+        ("mean", "[NaN, 0, 0]", "mean and std"),
+        ("mean", "0.5", "misplace export"),
+        ("head.weight", torch.zeros(2), r"head\.weight has no place"),
+        ("norm.bias", torch.zeros(64, dtype=torch.int8), r"norm\.bias is torch\.int8"),
+    ],
+)
+def test_metadata_and_tensors_that_no_export_writes(exported, tmp_path, name, value, reason):
+    metadata, tensors = exported
+    (metadata if isinstance(value, str) else tensors)[name] = value
+    safetensors.torch.save_file(tensors, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(UserError, match=reason):
+        read_encoder(tmp_path / "bad.safetensors")
+
+
 def test_evaluate_prints_every_baseline(run, images, capfd, tmp_path):
     arguments = ["--num-train", "30", "--num-test", "12", "--device", "cpu", "--out", str(tmp_path / "result.json")]
     assert main(["evaluate", str(run), "--protocol", "linear", "--linear.shots", "2", *arguments]) == 0
@@ -116,15 +204,31 @@ def test_evaluate_prints_every_baseline(run, images, capfd, tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--protocol", "linear", "--linear.feature", "best"], "--linear.feature best: one of mean, class, both"),
-        (["--protocol", "linear", "--linear.epochs", "0"], "--linear.epochs 0"),
-        (["--protocol", "linear", "--linear.learning-rates", "0"], "all above 0"),
-        (["--protocol", "linear", "--linear.shots", "99"], "99 shots: only"),
-        (["--protocol", "sorcery"], "sorcery"),
+        (["--linear.feature", "best"], "--linear.feature best: one of mean, class, both"),
+        (["--linear.epochs", "0"], "--linear.epochs 0"),
+        (["--linear.learning-rates", "0"], "all above 0"),
+        (["--linear.learning-rates", "nan"], "all above 0"),
+        (["--linear.shots", "99"], "99 shots: only"),
     ],
 )
-def test_bad_options(run, options, reason, capfd):
-    capfd.readouterr()
-    assert main(["evaluate", str(run), *options]) == 2
+def test_bad_options_of_a_protocol(exported_file, images, options, reason, capfd):
+    assert main(["evaluate", str(exported_file), "--data", str(images), "--protocol", "linear", *options]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1 and reason in told
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["--protocol", "sorcery"], "sorcery"),
+        (["--num-train", "0"], "--num-train 0: must be 1 or more"),
+        (["--num-test", "-3"], "--num-test -3: must be 1 or more"),
+        (["--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--out", "no/such/folder/x.json"], "in a folder that exists"),
+        (["--out", "."], "give a file"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_read(options, reason, capfd):
+    assert main(["evaluate", "no such run", *options]) == 2
     told = capfd.readouterr().err
     assert told.count("\n") == 1 and reason in told

@@ -1,5 +1,6 @@
 """Linear classification of frozen features, with all labels or a few of each class."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +59,7 @@ def _settings(options: Options) -> LinearSettings:
     for name, value in (("epochs", options.epochs), ("batch-size", options.batch_size), ("draws", options.draws)):
         if value < 1:
             raise UserError(f"--linear.{name} {value}: must be 1 or more")
-    if not options.learning_rates or min(options.learning_rates) <= 0:
+    if not options.learning_rates or not all(0 < rate < math.inf for rate in options.learning_rates):
         raise UserError("--linear.learning-rates: one or more, all above 0")
     return LinearSettings(tuple(options.learning_rates), options.epochs, options.batch_size)
 
