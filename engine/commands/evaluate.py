@@ -96,7 +96,7 @@ def print_scores(scores: list[Score]) -> None:
 
 
 def _cell(found: Score) -> str:
-    return f"{found.value:.1%} ({found.low:.1%}-{found.high:.1%})"
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Evaluate) -> dict:
