@@ -12,6 +12,7 @@ from .image_folder import ImageFolder, split_folders
 from .shards import Shards, find_shards
 
 SPLITS = ("train", "test")
+NAMED = ("fashion-mnist", "poses", "cub", "coco-keypoints")  # every other spec is a path
 
 
 class Source(Protocol):
@@ -41,7 +42,9 @@ class Source(Protocol):
 
 
 def open_source(spec: str, *, split: str = "train") -> Source:
-    """The source called `spec`: an image folder, tar shards, `fashion-mnist[:FOLDER]` or `poses[:FOLDER]`.
+    """The source called `spec`: an image folder, tar shards, or one of NAMED.
+
+    `fashion-mnist[:FOLDER]`, `poses[:FOLDER]`, `cub:FOLDER` (CUB-200-2011), `coco-keypoints:FOLDER` (COCO 2017).
 
     Tar shards are a folder of them, DIR/{0000..0127}.tar, or one file. split: "train" or "test". A folder with
     train/ and val/ or test/ inside has both; any other is all "train", and asking for its "test" is an error:
@@ -57,6 +60,8 @@ def open_source(spec: str, *, split: str = "train") -> Source:
         from .poses import PosesSource
 
         return PosesSource(folder, split)
+    if kind in ("cub", "coco-keypoints"):
+        return _open_parts(kind, folder, split)
     root = Path(spec).expanduser()
     folders = split_folders(root)
     if not folders:
@@ -64,6 +69,15 @@ def open_source(spec: str, *, split: str = "train") -> Source:
             raise UserError(f"{root} has no test split: put its images under {root}/train and {root}/val")
         return _open_files(root)
     return _open_files(folders[split], classes=_classes(folders["train"]) if split == "test" else ())
+
+
+def _open_parts(kind: str, folder: Path | None, split: str) -> Source:
+    from .coco_keypoints import CocoKeypoints
+    from .cub import Cub
+
+    if folder is None:
+        raise UserError(f"--data {kind}: name the folder it was unpacked into, {kind}:FOLDER")
+    return Cub(folder, split) if kind == "cub" else CocoKeypoints(folder, split)
 
 
 def _open_files(path: Path, classes: tuple[str, ...] = ()) -> Source:
@@ -88,7 +102,7 @@ def open_evaluation(spec: str) -> tuple[Source, Source | None]:
 
 def open_splits(spec: str) -> tuple[Source, ...]:
     """Every split that a source has, the training one first."""
-    is_folder = spec.partition(":")[0] not in ("fashion-mnist", "poses")
+    is_folder = spec.partition(":")[0] not in NAMED
     if is_folder and not split_folders(Path(spec).expanduser()):
         return (open_source(spec),)
     return tuple(open_source(spec, split=split) for split in SPLITS)
