@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 DECAY = 1e-2
-ITERATIONS = 200
+ITERATIONS = 100
 
 
 def linear_predictions(

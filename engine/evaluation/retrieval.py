@@ -50,10 +50,12 @@ def retrieve(
         relevant = (labels[rows, None] == labels[None]) & ranked
         similarity = (features[rows] @ features.T).masked_fill(~ranked, -torch.inf)
         answered = relevant.any(1)
+        if not answered.any():
+            continue
         precision = average_precisions(similarity[answered], relevant[answered])
         chance = chance_precision(relevant[answered].sum(1), ranked[answered].sum(1))
         parts.append(Retrieval(precision, chance, rows[answered]))
-    if not sum(len(part.queries) for part in parts):
+    if not parts:
         raise UserError("retrieval: no item has another one of its class to be found")
     return Retrieval(*(torch.cat(column) for column in zip(*parts)))
 

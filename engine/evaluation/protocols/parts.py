@@ -1,9 +1,10 @@
-"""Parts beside objects [S: arXiv 2301.11915]: retrieval, classification by two heads, segmentation by a 1x1 convolution.
+"""Parts beside objects [S: arXiv 2301.11915]: retrieval, two heads that classify, segmentation by a 1x1 convolution.
 
 A part is a square picture around it; an object is the whole image, by the class of the source. Both go through the
 same frozen encoder and the same heads, so that each figure of parts stands beside that of objects.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from misplace.engine.data import centre_mask
 from misplace.engine.errors import UserError
 
+from .. import attentive_probe, segmentation_probe
 from ..attentive_probe import attentive_predictions, fit_attentive
 from ..linear_head import linear_predictions
 from ..part_crops import PartTable, choose_parts, load_parts, part_source
@@ -43,8 +45,10 @@ class Options:
     """Part classes to tell apart; none: all that the source has."""
     same_image: bool = False
     """Retrieval: whether other parts of the query's own image are ranked too. They share its light and texture."""
-    epochs: int = 30
-    """Of the attentive head and of the convolution."""
+    attentive_steps: int = attentive_probe.STEPS
+    """Training steps of the attentive head, in batches of 128."""
+    segmentation_steps: int = segmentation_probe.STEPS
+    """Training steps of the convolution, in batches of 64."""
 
 
 class Level(NamedTuple):
@@ -60,7 +64,7 @@ class Level(NamedTuple):
 
 
 def run(study: Study, options: Options) -> list[Score]:
-    """Part and object scores of every encoder: retrieval, linear, attentive, segmentation, where the source has them."""
+    """MEASURES of every encoder, parts and objects in turn, where the source has them. UserError as choose_parts."""
     check(options)
     source = part_source(study.test)
     part_source(study.train)
@@ -91,10 +95,9 @@ MEASURES = tuple(
 
 def check(options: Options) -> None:
     """UserError for a number out of range."""
-    names = "num_train_parts", "num_test_parts", "parts_per_image", "num_train_objects", "num_test_objects", "epochs"
-    for name in names:
-        if getattr(options, name) < 1:
-            raise UserError(f"--parts.{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    for name, value in dataclasses.asdict(options).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise UserError(f"--parts.{name.replace('_', '-')} {value}: at least 1")
 
 
 def first(split: Split, count: int) -> Split:
@@ -145,7 +148,7 @@ def level_scores(study: Study, subject: Subject, level: Level, options: Options)
     train_labels = level.train_labels.to(device)
     linear = linear_predictions(level.train.cls, train_labels, level.test.cls, level.num_classes)
     head = fit_attentive(
-        level.train.all_tokens, train_labels, level.num_classes, epochs=options.epochs, seed=study.seed
+        level.train.all_tokens, train_labels, level.num_classes, steps=options.segmentation_steps, seed=study.seed
     )
     attentive = attentive_predictions(head, level.test.all_tokens)
     majority = torch.bincount(level.train_labels).argmax()
@@ -165,7 +168,7 @@ def segmentation_scores(study: Study, subject: Subject, splits: tuple[Split, Spl
     scores = []
     for name, num_classes in (("part", 1 + len(splits[0].source.part_classes)), ("object", 2)):
         train, test = masks if name == "part" else [(mask > 0).to(torch.uint8) for mask in masks]
-        head = fit_segmentation(made[0][0], train, num_classes, epochs=options.epochs, seed=study.seed)
+        head = fit_segmentation(made[0][0], train, num_classes, steps=options.segmentation_steps, seed=study.seed)
         overlap = overlaps(segment(head, made[1][0], size), test, num_classes)
         nothing = overlaps(torch.zeros_like(test), test, num_classes)
         chance = ratio_score("", "", *nothing).value
