@@ -2,6 +2,9 @@
 
 A part is a square picture around it; an object is the whole image, by the class of the source. Both go through the
 same frozen encoder and the same heads, so that each figure of parts stands beside that of objects.
+
+Chance: of retrieval the expected mAP of a random order, of a head the share of the training set's commonest class
+among the test pictures, of segmentation the mIoU of a mask that is all background.
 """
 
 import dataclasses
@@ -18,7 +21,7 @@ from .. import attentive_probe, segmentation_probe
 from ..attentive_probe import attentive_predictions, fit_attentive
 from ..linear_head import linear_predictions
 from ..part_crops import PartTable, choose_parts, load_parts, part_source
-from ..ratio_scores import ratio_score, sums_by_group
+from ..ratio_scores import mean_ratio, ratio_score, sums_by_group
 from ..retrieval import retrieve
 from ..scores import Score, score
 from ..segmentation_probe import fit_segmentation, overlaps, segment
@@ -42,7 +45,7 @@ class Options:
     num_test_objects: int = 500
     """Whole images to measure on; never more than --num-test."""
     classes: tuple[str, ...] = ()
-    """Part classes to tell apart; none: all that the source has."""
+    """Part classes of retrieval and classification; none: all that the source has."""
     same_image: bool = False
     """Retrieval: whether other parts of the query's own image are ranked too. They share its light and texture."""
     attentive_steps: int = attentive_probe.STEPS
@@ -143,12 +146,12 @@ def level_scores(study: Study, subject: Subject, level: Level, options: Options)
     rows = found.queries.cpu()
     sums, counts = sums_by_group(found.average_precision, truth[rows], level.groups[rows], level.num_classes)
     expected, _ = sums_by_group(found.chance, truth[rows], level.groups[rows], level.num_classes)
-    chance = ratio_score("", "", expected, counts).value
+    chance = float(mean_ratio(expected.sum(0), counts.sum(0)))
     scores = [ratio_score(subject.name, f"{level.name} retrieval mAP", sums, counts, chance=chance, seed=study.seed)]
     train_labels = level.train_labels.to(device)
     linear = linear_predictions(level.train.cls, train_labels, level.test.cls, level.num_classes)
     head = fit_attentive(
-        level.train.all_tokens, train_labels, level.num_classes, steps=options.segmentation_steps, seed=study.seed
+        level.train.all_tokens, train_labels, level.num_classes, steps=options.attentive_steps, seed=study.seed
     )
     attentive = attentive_predictions(head, level.test.all_tokens)
     majority = torch.bincount(level.train_labels).argmax()
@@ -171,7 +174,7 @@ def segmentation_scores(study: Study, subject: Subject, splits: tuple[Split, Spl
         head = fit_segmentation(made[0][0], train, num_classes, steps=options.segmentation_steps, seed=study.seed)
         overlap = overlaps(segment(head, made[1][0], size), test, num_classes)
         nothing = overlaps(torch.zeros_like(test), test, num_classes)
-        chance = ratio_score("", "", *nothing).value
+        chance = float(mean_ratio(*(pixels.double().sum(0) for pixels in nothing)))
         measure = f"{name} segmentation mIoU"
         scores.append(ratio_score(subject.name, measure, *overlap, chance=chance, seed=study.seed))
     return scores
