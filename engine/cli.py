@@ -10,6 +10,7 @@ from .errors import UserError
 OWN_COMMANDS = {
     "pretrain": "pretrain RECIPE: train an encoder from images",
     "evaluate": "evaluate RUN: measure a frozen encoder",
+    "compare": "compare RECIPE RECIPE ...: train for equal times, interleaved, and measure",
     "export": "export RUN FILE: write an encoder that timm loads",
     "data": "data render|verify|shard: make, check or pack images",
     "doctor": "doctor: what this machine has, and how to mend what it lacks",

@@ -17,6 +17,14 @@ TIMM_NAMES = {  # (width, depth, num_heads) of timm's models at 224 / 16
     (768, 12, 12): "vit_base_patch16_224",
     (1024, 24, 16): "vit_large_patch16_224",
 }
+TIMM_ARGUMENTS = {  # ours: timm's
+    "image_size": "img_size",
+    "patch_size": "patch_size",
+    "channels": "in_chans",
+    "width": "embed_dim",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
 NOT_IN_TIMM = {"no_position"}
 BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 LOAD = (
@@ -75,15 +83,9 @@ def timm_name(model: dict) -> str | None:
 
 
 def _timm_kwargs(model: dict) -> dict:
-    return {
-        "img_size": model["image_size"],
-        "patch_size": model["patch_size"],
-        "in_chans": model["channels"],
+    return {timms: model[ours] for ours, timms in TIMM_ARGUMENTS.items()} | {
         "num_classes": 0,
         "global_pool": "token",
-        "embed_dim": model["width"],
-        "depth": model["depth"],
-        "num_heads": model["num_heads"],
         "mlp_ratio": 4.0,
         "qkv_bias": True,
         "class_token": True,

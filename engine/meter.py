@@ -13,6 +13,7 @@ class Meter:
 
     def __init__(self, batch_size: int, now: Callable[[], float] = time.perf_counter):
         self._batch_size, self._now = batch_size, now
+        self._stopped: float | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -31,6 +32,15 @@ class Meter:
         before = self._now()
         yield
         self._since += self._now() - before
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For a run in slices: time counts inside the block only."""
+        if self._stopped is not None:
+            self._since += self._now() - self._stopped
+        self._stopped = None
+        yield
+        self._stopped = self._now()
 
     def count_step(self) -> None:
         self._steps += 1

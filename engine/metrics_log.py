@@ -52,13 +52,14 @@ class MetricsLog:
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise self._failed(error) from None
-        self._scalars = None
+        self._scalars, self._start_scalars = None, None
         if tensorboard is not None:
             # Imported here: it takes a second or two, which a command that only reads need not wait for.
             from torch.utils.tensorboard import SummaryWriter
 
             purge_step = None if resume_step is None else resume_step + 1
-            self._scalars = SummaryWriter(str(tensorboard), purge_step=purge_step, flush_secs=10)
+            # Started by the first row: it has threads, and the data workers of other runs may not be forked yet.
+            self._start_scalars = lambda: SummaryWriter(str(tensorboard), purge_step=purge_step, flush_secs=10)
 
     def _rewind(self, resume_step: int | None) -> None:
         if resume_step is None:
@@ -81,7 +82,8 @@ class MetricsLog:
             write_all(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise self._failed(error) from None
-        if self._scalars is not None:
+        if self._start_scalars is not None:
+            self._scalars = self._scalars or self._start_scalars()
             for key, value in row.items():
                 if key != "step" and type(value) in (int, float):
                     self._scalars.add_scalar(key, value, row["step"])

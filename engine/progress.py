@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,6 +13,22 @@ from rich.text import Text
 
 from misplace.engine.clock import Horizon, format_duration
 from misplace.engine.metrics_log import COMMON_KEYS
+
+
+class Display(Protocol):
+    """Where a run says how far it is; a context manager."""
+
+    def __enter__(self) -> "Display": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Takes a row of metrics.jsonl."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Takes a line to be told."""
+        ...
 
 
 class ProgressDisplay:

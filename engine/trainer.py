@@ -2,8 +2,8 @@
 
 import functools
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from .meter import Meter
 from .method import DTYPES, attention_sizes, build_method, build_optimizer, encoder_arguments
 from .metrics_log import MetricsLog
 from .non_finite import stop_with_capture
-from .progress import ProgressDisplay, print_implementations
+from .progress import Display, ProgressDisplay, print_implementations
 from .resolve import horizon, resolve
 from .run_folder import RunFolder
 from .same_run import refuse_other_config
@@ -41,6 +41,7 @@ def pretrain(config: Config) -> Path:
         is_cpu = torch.device(config.run.device).type == "cpu"
         with cpu_training(config.data.workers) if is_cpu else nullcontext() as cores:
             trainer = Trainer(config, source, folder, worker_cores=cores and cores.workers)
+            trainer.announce()
             with StopSignals() as signals:
                 trainer.fit(signals)
         if trainer.finished:
@@ -67,8 +68,12 @@ class Trainer:
         self.queue = self._step_queue()
         self.model = encoder_arguments(config, source)
         self._start_or_resume()
-        print_implementations(self._implementation_names())
-        print(describe(config.data.pipeline, config.data.workers, torch.device(config.run.device)), flush=True)
+
+    def announce(self) -> None:
+        """Says what the run computes and loads with."""
+        data = self.config.data
+        print_implementations(self.implementation_names())
+        print(describe(data.pipeline, data.workers, torch.device(self.config.run.device)), flush=True)
 
     @property
     def progress(self) -> float:
@@ -80,23 +85,54 @@ class Trainer:
 
     def fit(self, signals: StopSignals) -> None:
         """Steps until the horizon or a signal; saves at the end of either."""
-        self.meter = Meter(self.config.data.batch_size)
-        self._watches = watches(self.config, self.method.framework)
-        self._knn_mark = int(self.progress / self.config.run.knn_every) if self.config.run.knn_every else 0
-        with (
-            self._loader() as loader,  # first: Pillow's forks its workers, and TensorBoard starts threads
-            self._open_log() as self.log,
-            ProgressDisplay(self.horizon) as self.display,
-        ):
-            batches = self._batches(loader)
+        with self.opened(ProgressDisplay(self.horizon)):
             self.clock.start()
             while not (self.finished or signals.stop_requested):
-                self._one_step(batches)
+                self._one_step()
                 self._save_if_due()
             self._read_results()
             self.clock.pause()
             if self._saved_at[0] != self.step:
                 self.save()
+
+    @contextmanager
+    def opened(self, display: Display) -> Iterator[None]:
+        """What steps need: data, a log, and `display` for their rows."""
+        self.meter = Meter(self.config.data.batch_size)
+        self._watches = watches(self.config, self.method.framework)
+        self._knn_mark = int(self.progress / self.config.run.knn_every) if self.config.run.knn_every else 0
+        with (
+            self._loader() as self.loader,  # first: Pillow's forks its workers, and TensorBoard starts threads
+            self._open_log() as self.log,
+            display as self.display,
+        ):
+            self._batches = self._usable(self.loader)
+            yield
+
+    def train_until(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """A slice of an opened run: steps until its clock is as near to `seconds` as whole steps allow, or `stop()`.
+
+        Data is prepared ahead inside the slice only, and all that was begun in it is paid for in it.
+        """
+        with self.meter.running():
+            self.clock.start()
+            self.loader.resume()
+            while not (stop() or self.clock.elapsed + self._seconds_per_step / 2 >= seconds):
+                self._one_step()
+            self._read_results()
+            self.loader.pause()
+            self.clock.pause()
+
+    def log_knn(self) -> None:
+        """A row of metrics with nothing but where an opened run stands and its k-NN there."""
+        images = self.step * self.config.data.batch_size
+        where = {"step": self.step, "images": images, "seconds": self.clock.elapsed}
+        self.log.write({**where, "knn": self._online_knn()})
+
+    @property
+    def _seconds_per_step(self) -> float:
+        """On average so far; 0 before the first."""
+        return self.clock.elapsed / self.step if self.step else 0.0
 
     def save(self) -> None:
         """A checkpoint of the state between two steps."""
@@ -122,11 +158,11 @@ class Trainer:
             load_state(checkpoint, self.method, self.optimizer)
             self.step, self.clock = checkpoint.step, TrainingClock(checkpoint.state["seconds"])
         self.folder.write_config(plain)
-        impls = self._implementation_names()
+        impls = self.implementation_names()
         self.folder.write_environment(device=self.config.run.device, implementations=impls)
         self._saved_at = (self.step if path is not None else -1, self.clock.elapsed)
 
-    def _implementation_names(self) -> dict[str, str]:
+    def implementation_names(self) -> dict[str, str]:
         """op -> what this run computes it with."""
         run, sizes = self.config.run, attention_sizes(self.method, self.config)
         return implementation_names(self.impls, torch.device(run.device), DTYPES[run.precision], sizes)
@@ -163,15 +199,16 @@ class Trainer:
             print(f"no CUDA graph: {reason}", flush=True)
         return StepQueue(self.method, self.optimizer, self.config, captured=run.cuda_graph and not reason)
 
-    def _batches(self, loader: Loader) -> Iterator[Batch]:
+    def _usable(self, loader: Loader) -> Iterator[Batch]:
+        """Its batches, failures written down."""
         quarantine = Quarantine(self.folder.quarantine, len(self.source), self.config.data.max_bad_share)
         for batch in loader:
             quarantine.add(batch.failures)
             yield batch
 
-    def _one_step(self, batches: Iterator[Batch]) -> None:
+    def _one_step(self) -> None:
         with self.meter.waiting(hidden=lambda: bool(self.in_flight) and not self.in_flight[-1].is_done()):
-            batch = next(batches)
+            batch = next(self._batches)
         try:
             self.in_flight.append(self._launch(batch))
         except NonFiniteError as error:

@@ -15,8 +15,13 @@ from ..durable import replace_file
 from ..encoder_file import SavedEncoder, read_encoder
 from ..errors import UserError
 from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, subjects_of
+from ..evaluation.cache import FeatureCache, default_cache
 from ..evaluation.protocols.knn import Options as KnnOptions
+from ..evaluation.protocols.linear import Options as LinearOptions
 from ..evaluation.protocols.parts import Options as PartsOptions
+from ..evaluation.protocols.pose import Options as PoseOptions
+from ..evaluation.protocols.robustness import Options as RobustnessOptions
+from ..evaluation.protocols.spatial import Options as SpatialOptions
 from ..resolve import choose_device
 from .parsing import parse
 
@@ -27,7 +32,7 @@ class Evaluate:
 
     run: Positional[Path]
     """A run folder, or a file that `misplace export` wrote."""
-    protocol: Literal["knn", "parts"] = "knn"
+    protocol: Literal["knn", "linear", "parts", "spatial", "pose", "robustness"] = "knn"
     """What is measured; the options of each stand under its name."""
     data: str | None = None
     """Images to measure on; none: those that the run was trained on."""
@@ -41,8 +46,17 @@ class Evaluate:
     """cpu or cuda; none: cuda where there is one."""
     out: Path | None = None
     """A file for the last line too."""
+    cache: bool = True
+    """Keep features, and take those that were kept, by a digest of the encoder and of the images."""
     knn: KnnOptions = field(default_factory=KnnOptions)
+    linear: LinearOptions = field(default_factory=LinearOptions)
     parts: PartsOptions = field(default_factory=PartsOptions)
+    spatial: SpatialOptions = field(default_factory=SpatialOptions)
+    pose: PoseOptions = field(default_factory=PoseOptions)
+    robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
+
+
+TOP1 = ("linear", "finetune")  # protocols whose first figure is a top-1 accuracy
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +81,8 @@ def open_study(saved: SavedEncoder, options: Evaluate) -> Study:
         raise UserError(f"{options.run}: does not say what it was trained on; give --data")
     device = choose_device(options.device)
     train, test = open_study_splits(source, num_train=options.num_train, num_test=options.num_test, seed=options.seed)
-    return Study(subjects_of(saved, device), train, test, device, options.seed)
+    cache = FeatureCache(default_cache()) if options.cache else None
+    return Study(subjects_of(saved, device), train, test, device, options.seed, cache)
 
 
 def print_scores(scores: list[Score]) -> None:
@@ -101,4 +116,6 @@ def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Eval
     }
     if options.protocol == "knn":
         line |= {"k": [int(s.measure.split()[1]) for s in trained], "top1": [s.value for s in trained]}
+    elif trained:
+        line |= {"top1": trained[0].value} if options.protocol in TOP1 else {}
     return line

@@ -26,9 +26,18 @@ def parse(cls: type[T], argv: list[str], *, prog: str, default: T | None = None)
 
 
 def one_line(framed: str) -> str:
-    """What tyro says inside its frame: the rows before the first rule, and the option it thinks was meant."""
-    rows = [row.strip("│ ").strip() for row in framed.splitlines() if row.startswith("│")]
-    rule = next((i for i, row in enumerate(rows) if row.startswith("─")), len(rows))
+    """What tyro says below its title: the rows before the first rule, and the option it thinks was meant.
+
+    Where the terminal has no line characters there is no frame: the title is the first row, with a rule below it.
+    """
+    lines = framed.splitlines()
+    in_frame = [line for line in lines if line.startswith("│")]
+    rows = [row.strip("│ ").strip() for row in in_frame or lines[2:]]
+    rule = next((i for i, row in enumerate(rows) if not _is_no_rule(row)), len(rows))
     message = " ".join(rows[:rule])
-    hint = re.search(r"Perhaps you meant:\W*(--[\w.-]+)", " ".join(rows[rule:]).replace("─", ""))
+    hint = re.search(r"Perhaps you meant:\W*?(--[\w.][\w.-]+)", " ".join(filter(_is_no_rule, rows[rule:])))
     return f"{message} (did you mean {hint[1]}?)" if hint else message
+
+
+def _is_no_rule(row: str) -> bool:
+    return bool(set(row) - set("─-"))

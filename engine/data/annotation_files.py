@@ -77,4 +77,5 @@ def check_file(file: Path, max_bytes: int, dataset: str) -> None:
 def below(name: str) -> bool:
     """Whether a file of this name lies below the folder it is looked up in."""
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & set("\0\\:")
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return inside and name.isprintable() and not set(name) & set("\\:")

@@ -1,7 +1,9 @@
 """Batches step after step, rendered here or ahead of time by worker processes."""
 
+import contextlib
 import functools
 import itertools
+import multiprocessing
 import os
 from collections.abc import Collection, Iterator
 
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from misplace.engine.errors import UserError
 
 from .batch import Batch
+from .gate import Gate
 from .pillow import PillowPipeline
 from .workers import check_shared_memory, describe_death, quiet_fork, settle_in
 
@@ -36,6 +39,7 @@ class PillowLoader:
     ):
         self.steps_per_epoch = pipeline.order.steps_per_epoch
         self._processes: list = []
+        self._gate: Gate | None = None
         if workers == 0:
             self._batches = map(_Steps(pipeline).__getitem__, itertools.count(start_step))
         else:
@@ -65,8 +69,18 @@ class PillowLoader:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def pause(self) -> None:
+        """Returns when no worker renders ahead any more, until `resume`; what is ready stays ready."""
+        if self._gate is not None:
+            self._gate.close(alive=lambda: all(process.is_alive() for process in self._processes))
+
+    def resume(self) -> None:
+        if self._gate is not None:
+            self._gate.open()
+
     def close(self) -> None:
         """End the workers; can be called twice."""
+        self.resume()
         self._batches = iter(())  # the DataLoader's iterator asks its workers to end when it is dropped
         for process in self._processes:
             process.join(timeout=1)
@@ -75,9 +89,10 @@ class PillowLoader:
         self._processes = []
 
     def _start(self, pipeline: PillowPipeline, start_step: int, workers: int, prefetch: int, settle) -> Iterator:
+        self._gate = Gate(workers, multiprocessing.get_context("fork"))
         with quiet_fork():
             loader = DataLoader(
-                _Steps(pipeline),
+                _Steps(pipeline, self._gate),
                 batch_size=None,
                 sampler=_StepsFrom(start_step),
                 num_workers=workers,
@@ -98,12 +113,13 @@ class _Steps(Dataset):
     A UserError is handed over as a value: raised in a worker, it would come with a traceback.
     """
 
-    def __init__(self, pipeline: PillowPipeline):
-        self.pipeline = pipeline
+    def __init__(self, pipeline: PillowPipeline, gate: Gate | None = None):
+        self.pipeline, self._gate = pipeline, gate
 
     def __getitem__(self, step: int) -> Batch | UserError:
         try:
-            return self.pipeline[step]
+            with self._gate.working() if self._gate else contextlib.nullcontext():
+                return self.pipeline[step]
         except UserError as error:
             return error
 

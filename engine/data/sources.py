@@ -12,7 +12,7 @@ from .image_folder import ImageFolder, split_folders
 from .shards import Shards, find_shards
 
 SPLITS = ("train", "test")
-NAMED = ("fashion-mnist", "poses", "cub", "coco-keypoints")  # every other spec is a path
+WITH_BOTH_SPLITS = ("fashion-mnist", "poses", "yoga82", "cub", "coco-keypoints")
 
 
 class Source(Protocol):
@@ -42,10 +42,9 @@ class Source(Protocol):
 
 
 def open_source(spec: str, *, split: str = "train") -> Source:
-    """The source called `spec`: an image folder, tar shards, or one of NAMED.
+    """The source called `spec`: a folder of images, tar shards, or a data set by its name.
 
-    `fashion-mnist[:FOLDER]`, `poses[:FOLDER]`, `cub:FOLDER` (CUB-200-2011), `coco-keypoints:FOLDER` (COCO 2017).
-
+    The names: `fashion-mnist[:DIR]`, `poses[:DIR]`, `yoga82:DIR`, `cub:DIR` (CUB-200-2011) and `coco-keypoints:DIR`.
     Tar shards are a folder of them, DIR/{0000..0127}.tar, or one file. split: "train" or "test". A folder with
     train/ and val/ or test/ inside has both; any other is all "train", and asking for its "test" is an error:
     see open_evaluation. Raises UserError in one line.
@@ -60,6 +59,12 @@ def open_source(spec: str, *, split: str = "train") -> Source:
         from .poses import PosesSource
 
         return PosesSource(folder, split)
+    if kind == "yoga82":
+        from .yoga82 import Yoga82
+
+        if folder is None:
+            raise UserError("yoga82: give the folder of yoga_train.txt and yoga_test.txt, as yoga82:DIR")
+        return Yoga82(folder, split)
     if kind in ("cub", "coco-keypoints"):
         return _open_parts(kind, folder, split)
     root = Path(spec).expanduser()
@@ -76,7 +81,7 @@ def _open_parts(kind: str, folder: Path | None, split: str) -> Source:
     from .cub import Cub
 
     if folder is None:
-        raise UserError(f"--data {kind}: name the folder it was unpacked into, {kind}:FOLDER")
+        raise UserError(f"{kind}: give the folder that it was unpacked into, as {kind}:DIR")
     return Cub(folder, split) if kind == "cub" else CocoKeypoints(folder, split)
 
 
@@ -102,7 +107,7 @@ def open_evaluation(spec: str) -> tuple[Source, Source | None]:
 
 def open_splits(spec: str) -> tuple[Source, ...]:
     """Every split that a source has, the training one first."""
-    is_folder = spec.partition(":")[0] not in NAMED
+    is_folder = spec.partition(":")[0] not in WITH_BOTH_SPLITS
     if is_folder and not split_folders(Path(spec).expanduser()):
         return (open_source(spec),)
     return tuple(open_source(spec, split=split) for split in SPLITS)

@@ -4,7 +4,7 @@ from .features import NUM_TEST, NUM_TRAIN, choose_images, extract, pixels
 from .knn import KS, TEMPERATURE, knn, knn_predictions, usable_ks
 from .scores import Score, bootstrap_means, interval, score
 from .study import Labelled, Split, Study, open_study_splits
-from .subjects import PIXELS, RANDOM, TRAINED, Subject, encoder_subject, pixel_subject, subjects_of
+from .subjects import PIXELS, RANDOM, TRAINED, Subject, encoder_subject, initial_encoder, pixel_subject, subjects_of
 from .task import KnnTask, patch_mean
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "choose_images",
     "encoder_subject",
     "extract",
+    "initial_encoder",
     "interval",
     "knn",
     "knn_predictions",

@@ -63,7 +63,7 @@ def part_source(split: Split) -> PartImages:
     if isinstance(split.source, PartImages):
         return split.source
     raise UserError(
-        f"{split.source.name} does not say where parts are: give --data poses, cub:FOLDER or coco-keypoints:FOLDER"
+        f"{split.source.name} does not say where parts are: give --data poses, cub:DIR or coco-keypoints:DIR"
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from misplace.engine.data import Source, load_eval, open_evaluation
 from misplace.engine.errors import UserError
 
+from .cache import FeatureCache, images_digest
 from .features import NUM_TEST, NUM_TRAIN, choose_images
 from .subjects import Subject
 
@@ -47,13 +48,17 @@ def open_study_splits(
 
 @dataclass(frozen=True)
 class Study:
-    """subjects: trained, random, pixels; seed: of everything a protocol draws; say: where its lines go."""
+    """subjects: trained, random, pixels; seed: of everything a protocol draws; say: where its lines go.
+
+    cache: where features are kept; none: they are computed each time.
+    """
 
     subjects: tuple[Subject, ...]
     train: Split
     test: Split
     device: torch.device
     seed: int = 0
+    cache: FeatureCache | None = None
     say: Callable[[str], None] = field(default=print)
 
     def batches(self, split: Split, image_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -70,17 +75,31 @@ class Study:
             raise UserError(f"{split.source.name} has no labels: evaluate on a labelled source (--data)")
         return labels.to(self.device)
 
-    @torch.no_grad()
     def features(self, subject: Subject, split: Split, kind: str = "mean") -> Labelled:
-        """kind: "mean" of the patch tokens, "class" token, or "both" side by side."""
+        """kind: "mean" of the patch tokens, "class" token, or "both" side by side. UserError where nothing decodes."""
+
+        def make() -> dict[str, Tensor]:
+            return self._make_features(subject, split, kind)
+
+        if self.cache is None:
+            found = make()
+        else:
+            images = images_digest(split.source, split.indices)
+            found = self.cache.get((subject.digest, kind, str(subject.image_size), images, str(self.device)), make)
+        indices = found["indices"]
+        return Labelled(found["features"].to(self.device), self.labels(split, indices), indices)
+
+    @torch.no_grad()
+    def _make_features(self, subject: Subject, split: Split, kind: str) -> dict[str, Tensor]:
         made, numbers = [], []
-        for images, kept in self.batches(split, subject.image_size):
+        count = -(-len(split.indices) // IMAGES_AT_ONCE)
+        batches = self.track(self.batches(split, subject.image_size), f"{subject.name}, {split.name}", count)
+        for images, kept in batches:
             made.append(feature(subject, images.to(self.device), kind))
             numbers.append(kept)
         if not made:
             raise UserError(f"{split.source.name}: none of the {len(split.indices)} images chosen can be decoded")
-        indices = torch.cat(numbers)
-        return Labelled(torch.cat(made), self.labels(split, indices), indices)
+        return {"features": torch.cat(made), "indices": torch.cat(numbers)}
 
     def track(self, work: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """`work` with a progress bar on a terminal's standard error."""
@@ -88,6 +107,12 @@ class Study:
         yield from track(
             work, description, total=total, console=console, transient=True, disable=not console.is_terminal
         )
+
+
+def check_feature(kind: str, option: str) -> None:
+    """UserError for a kind of feature that there is not."""
+    if kind not in FEATURES:
+        raise UserError(f"{option} {kind}: one of {', '.join(FEATURES)}")
 
 
 def feature(subject: Subject, images: Tensor, kind: str) -> Tensor:

@@ -3,19 +3,17 @@
 import math
 from html import escape
 from pathlib import Path
-from string import Template
 
 from misplace.engine.durable import replace_file
 
 from .contents import RunContents, read_run
 from .curves import draw_curves
+from .document import document
 from .histogram import draw_histogram
-from .markup import facts, flatten, folded, picture, section, table
+from .markup import flatten, folded, picture, section, table
 from .nearest_neighbours import knn_section, share
 from .plot import duration
 from .samples import samples_html, sparse
-
-HERE = Path(__file__).parent
 
 
 def write_report(run: Path | str) -> Path:
@@ -45,13 +43,13 @@ def render(run: RunContents) -> str:
         _pictures(run),
         _details(run),
     ]
-    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{recipe} on {source}" if source else recipe),
-        css=(HERE / "page.css").read_text(encoding="utf-8"),
+    return document(
+        kind="misplace run report",
+        title=f"{recipe} on {source}" if source else recipe,
         heading=escape(recipe) + on,
-        facts=facts(_facts(run)),
-        sections="\n".join(part for part in sections if part),
-        footer=escape(f"Written by misplace from {run.path.resolve().name}/. Everything shown is in this file."),
+        facts=_facts(run),
+        sections=sections,
+        footer=f"Written by misplace from {run.path.resolve().name}/. Everything shown is in this file.",
     )
 
 

@@ -96,6 +96,13 @@ def losses(monkeypatch):
     return importlib.import_module("losses")
 
 
+@pytest.fixture(autouse=True)
+def own_feature_cache(monkeypatch, tmp_path_factory):
+    """`misplace evaluate` keeps the features of a test in a folder of the test."""
+    folder = tmp_path_factory.mktemp("kept") / "features"
+    monkeypatch.setattr("misplace.engine.commands.evaluate.default_cache", lambda: folder)
+
+
 @pytest.fixture
 def images(runs, tmp_path) -> Path:
     """A folder of 48 striped images in two classes."""

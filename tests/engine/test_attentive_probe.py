@@ -1,10 +1,9 @@
-"""The attentive head against nn.MultiheadAttention, on signals whose place is known; the linear head beside it."""
+"""The attentive head against nn.MultiheadAttention, on signals whose place is known."""
 
 import math
 
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from misplace.engine.evaluation.attentive_probe import (
@@ -14,7 +13,7 @@ from misplace.engine.evaluation.attentive_probe import (
     fit_attentive,
     heads_for,
 )
-from misplace.engine.evaluation.linear_head import linear_predictions
+from misplace.engine.evaluation.linear_probe import linear_predictions
 
 WIDTH, LENGTH, CLASSES = 24, 17, 4
 
@@ -62,8 +61,8 @@ def test_finds_a_signal_in_one_patch_that_mean_and_class_token_hide():
     head = fit_attentive(tokens.half(), labels, CLASSES, steps=300)
     assert not head.training
     attentive = (attentive_predictions(head, test.half()) == truth).double().mean()
-    mean = (linear_predictions(tokens.mean(1), labels, test.mean(1), CLASSES) == truth).double().mean()
-    class_token = (linear_predictions(tokens[:, 0], labels, test[:, 0], CLASSES) == truth).double().mean()
+    mean = (linear_predictions(tokens.mean(1), labels, test.mean(1)) == truth).double().mean()
+    class_token = (linear_predictions(tokens[:, 0], labels, test[:, 0]) == truth).double().mean()
     assert attentive > 0.97
     assert mean < 0.9
     assert abs(class_token - 1 / CLASSES) < 4 * math.sqrt(0.25 * 0.75 / 500)
@@ -78,16 +77,12 @@ def test_finds_a_signal_in_the_class_token():
     assert (attentive_predictions(head, tokens[600:]) == labels[600:]).double().mean() > 0.97
 
 
-@pytest.mark.parametrize("predict", ["linear", "attentive"])
-def test_shuffled_labels_are_at_chance(predict):
+def test_shuffled_labels_are_at_chance():
     tokens, labels = hidden_signal(1000, 0)
     test, truth = hidden_signal(1000, 1)
     generator = torch.Generator().manual_seed(5)
     labels, truth = labels[torch.randperm(1000, generator=generator)], truth[torch.randperm(1000, generator=generator)]
-    if predict == "linear":
-        predicted = linear_predictions(tokens.flatten(1), labels, test.flatten(1), CLASSES)
-    else:
-        predicted = attentive_predictions(fit_attentive(tokens, labels, CLASSES, steps=100), test)
+    predicted = attentive_predictions(fit_attentive(tokens, labels, CLASSES, steps=100), test)
     assert abs((predicted == truth).double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 1000)
 
 
@@ -126,22 +121,3 @@ def test_channel_statistics_are_those_of_all_tokens():
     expected = flat.std(0, correction=0)
     expected[2] = 1.0
     torch.testing.assert_close(deviation, expected)
-
-
-def test_linear_head_is_logistic_regression():
-    """scikit-learn minimises C * sum of losses + |W|^2 / 2: C = 1 / (decay n)."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, CLASSES, (400,), generator=generator)
-    x = torch.randn(CLASSES, WIDTH, generator=generator)[labels] + 2 * torch.randn(400, WIDTH, generator=generator)
-    test = torch.randn(300, WIDTH, generator=generator)
-    mean, deviation = x.double().mean(0), x.double().std(0, correction=0)
-    oracle = LogisticRegression(C=1 / (0.01 * 400), tol=1e-10, max_iter=2000)
-    oracle.fit(((x - mean) / deviation).numpy(), labels.numpy())
-    expected = torch.tensor(oracle.predict(((test - mean) / deviation).numpy()))
-    got = linear_predictions(x, labels, test, CLASSES, decay=0.01)
-    assert (got != expected).sum() <= 1  # a tie to the last digit may fall either way
-
-
-def test_linear_head_is_right_on_perfect_features():
-    labels = torch.arange(90) % 9
-    assert torch.equal(linear_predictions(torch.eye(9)[labels], labels, torch.eye(9), 9), torch.arange(9))

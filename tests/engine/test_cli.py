@@ -1,6 +1,9 @@
 """The command as a user meets it: help, one-line errors with exit code 2, and runs over damaged folders."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,6 +117,14 @@ def test_pretrain_evaluate_export(images, tmp_path, capfd, timm):
     mean, std = torch.tensor(saved.model["mean"]), torch.tensor(saved.model["std"])
     features = model.forward_features(((photos / 255 - mean) / std).movedim(-1, 1))
     torch.testing.assert_close(torch.cat([t.reshape(2, -1, 192) for t in encoder.embed(photos)], 1), features)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_mistake_is_told_on_any_terminal(encoding):
+    command = [sys.executable, "-m", "misplace.engine.cli", "pretrain", "moco_v3", "--data.batch", "9"]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120).stderr
+    assert "--data.batch" in told and "did you mean --data.batch-size?" in told and told.count("\n") == 1
 
 
 @pytest.fixture

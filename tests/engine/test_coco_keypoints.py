@@ -113,5 +113,5 @@ def test_mistakes_are_named_in_one_line(tmp_path, text, said):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"person_keypoints_train2017.json is missing: give the folder"):
         open_source(f"coco-keypoints:{tmp_path}")
-    with pytest.raises(UserError, match="coco-keypoints:FOLDER"):
+    with pytest.raises(UserError, match="coco-keypoints:DIR"):
         open_source("coco-keypoints")

@@ -1,5 +1,6 @@
 """Training on the CPU: who runs where, denormals, and memory that stays."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,7 +22,11 @@ needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason
 
 def threads_of(process: int) -> set[frozenset[int]]:
     """The sets of cores that the threads of a process may run on."""
-    return {frozenset(os.sched_getaffinity(int(t))) for t in os.listdir(f"/proc/{process}/task")}
+    found = set()
+    for thread in os.listdir(f"/proc/{process}/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            found.add(frozenset(os.sched_getaffinity(int(thread))))
+    return found
 
 
 @pytest.mark.parametrize(

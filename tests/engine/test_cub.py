@@ -131,7 +131,7 @@ def test_mistakes_are_named_in_one_line(tmp_path, changes, said):
 
 
 def test_name_alone_is_not_enough():
-    with pytest.raises(UserError, match="cub:FOLDER"):
+    with pytest.raises(UserError, match="cub:DIR"):
         open_source("cub")
 
 

@@ -304,7 +304,7 @@ def test_command_on_a_run_and_on_a_source_without_parts(runs, images, folder, tm
     config = runs.tiny_config("moco_v3_dilemma", images, tmp_path / "run", steps=1)
     pretrain(config)
     capsys.readouterr()
-    flags = ["--num-train", "48", "--num-test", "24", "--parts.num-train-parts", "60", "--parts.num-test-parts", "40"]
+    flags = ["--num-train", "96", "--num-test", "24", "--parts.num-train-parts", "60", "--parts.num-test-parts", "40"]
     steps = ["--parts.attentive-steps", "3", "--parts.segmentation-steps", "3"]
     out = tmp_path / "parts.json"
     command = [str(tmp_path / "run"), "--protocol", "parts", *flags, *steps]

@@ -32,12 +32,17 @@ def make_batches(
 
 
 class NativeBatches:
-    """DALI decodes a step's files while the kernel renders the step before it."""
+    """DALI decodes a step's files while the kernel renders the step before it.
+
+    settle: to be called while no batch is being made.
+    """
 
     def __init__(self, inputs: StepInputsOf, *, threads: int):
         self._inputs, self._threads = inputs, threads
         self._decoder = None  # started with the first file
         self._decoded = None  # DALI's own list of the pictures that are being rendered: its memory is theirs
+        self._decoding = False  # whether DALI has files in hand
+        self._early = None  # what it has made of them, or the error it came with, where `settle` has waited for it
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="misplace-views")
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -48,8 +53,16 @@ class NativeBatches:
             yield self._render(given, pictures)
             given = following
 
+    def settle(self) -> None:
+        """Waits for what DALI has begun."""
+        if self._decoding and self._early is None:
+            try:
+                self._early = self._decoder.outputs()
+            except RuntimeError as error:
+                self._early = error
+
     def close(self) -> None:
-        self._decoder = self._decoded = None
+        self._decoder = self._decoded = self._early = None
         self._pool.shutdown()
         self._inputs.close()
 
@@ -64,6 +77,7 @@ class NativeBatches:
                 self._decoder = graph.build_decoder(channels, batch_size=most, threads=self._threads)
             self._decoder.feed_input("file", files)
             self._decoder.schedule_run()
+            self._decoding = True
         return given
 
     def _pictures(self, step: int, given: StepInputs) -> tuple[StepInputs, list[Tensor]]:
@@ -71,7 +85,7 @@ class NativeBatches:
         decoded = iter(())
         if any(sample.is_file for sample in given.samples):
             try:
-                (self._decoded,) = self._decoder.outputs()
+                (self._decoded,) = self._outputs()
                 decoded = iter(self._decoded)
             except RuntimeError:
                 self._decoder = None  # one that has failed gives nothing any more
@@ -80,6 +94,13 @@ class NativeBatches:
             torch.from_dlpack(next(decoded)) if sample.is_file else torch.from_numpy(sample.data)
             for sample in given.samples
         ]
+
+    def _outputs(self):
+        """What the decoder has made of the files in hand. RuntimeError where it refuses one."""
+        early, self._early, self._decoding = self._early, None, False
+        if isinstance(early, RuntimeError):
+            raise early
+        return self._decoder.outputs() if early is None else early
 
     def _render(self, given: StepInputs, pictures: list[Tensor]) -> Batch:
         channels, count = self._inputs.source.channels, len(pictures)
@@ -107,6 +128,9 @@ class GraphBatches:
             self._schedule(step, self._inputs[step])
             if len(self._pending) == graph.QUEUE:
                 yield self._finish()
+
+    def settle(self) -> None:
+        """Nothing: the one step that DALI has in hand is finished meanwhile."""
 
     def close(self) -> None:
         self._pipeline = None

@@ -9,7 +9,8 @@ from collections.abc import Collection
 import torch
 
 from ..batch import Batch
-from .batches import GraphBatches, NativeBatches, make_batches
+from ..gate import Gate
+from .batches import make_batches
 from .inputs import StepInputsOf
 
 CPU = torch.device("cpu")
@@ -38,11 +39,18 @@ class DaliLoader:
         self.steps_per_epoch = inputs.order.steps_per_epoch
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(prefetch)
         self._closing = threading.Event()
-        maker = make_batches(inputs, threads=threads, device=device, hardware=hardware)
-        self._thread = threading.Thread(
-            target=self._run, args=(maker, start_step, cores), name="misplace-dali", daemon=True
-        )
+        self._gate = Gate()
+        self._maker = make_batches(inputs, threads=threads, device=device, hardware=hardware)
+        self._thread = threading.Thread(target=self._run, args=(start_step, cores), name="misplace-dali", daemon=True)
         self._thread.start()
+
+    def pause(self) -> None:
+        """Returns when no work is done ahead any more, until `resume`; what is ready stays ready."""
+        self._gate.close(alive=self._thread.is_alive)
+        self._maker.settle()
+
+    def resume(self) -> None:
+        self._gate.open()
 
     def __iter__(self) -> "DaliLoader":
         return self
@@ -65,17 +73,21 @@ class DaliLoader:
     def close(self) -> None:
         """End the threads; can be called twice."""
         self._closing.set()
+        self._gate.open()
         self._thread.join()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._ready.get_nowait()
 
-    def _run(self, maker: GraphBatches | NativeBatches, start_step: int, cores: Collection[int] | None) -> None:
+    def _run(self, start_step: int, cores: Collection[int] | None) -> None:
         try:
             if cores:
                 os.sched_setaffinity(0, cores)  # of this thread and those that start from it
-            with contextlib.closing(maker):
-                for batch in maker.batches(start_step):
+            with contextlib.closing(self._maker):
+                batches = self._maker.batches(start_step)
+                while True:
+                    with self._gate.working():
+                        batch = next(batches)
                     if not self._hand_over(batch):
                         return
         except BaseException as error:  # whatever it is, it is the trainer's to see

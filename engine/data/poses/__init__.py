@@ -3,7 +3,7 @@
 from .annotation import VERSION, Annotation
 from .dataset import render_dataset
 from .difficulty import DEFAULT, Difficulty
-from .render import Rendered, render_image, render_images
+from .render import Drawn, Rendered, render_image, render_images, render_mixed
 from .skeleton import CLASS_NAMES, HIERARCHY, PART_KINDS, PART_NAMES, Level
 from .source import PosesSource, default_root
 
@@ -16,6 +16,7 @@ __all__ = [
     "VERSION",
     "Annotation",
     "Difficulty",
+    "Drawn",
     "Level",
     "PosesSource",
     "Rendered",
@@ -23,4 +24,5 @@ __all__ = [
     "render_dataset",
     "render_image",
     "render_images",
+    "render_mixed",
 ]

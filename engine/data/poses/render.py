@@ -21,6 +21,13 @@ class Rendered(NamedTuple):
     class_id: int
 
 
+class Drawn(NamedTuple):
+    """The name of a picture."""
+
+    split: str
+    index: int
+
+
 def render_image(
     index: int, *, seed: int = 0, split: str = "train", size: int = 112, difficulty: Difficulty = DEFAULT
 ) -> Rendered:
@@ -38,7 +45,36 @@ def render_images(
     return [_render(index % len(POSES), dice, size, seed, difficulty) for index, dice in zip(indices, rolled)]
 
 
-def _render(class_id: int, dice: dict[str, Dice], size: int, seed: int, difficulty: Difficulty) -> Rendered:
+def render_mixed(
+    pose: Drawn, clothes: Drawn, background: Drawn, *, seed: int = 0, size: int = 112, difficulty: Difficulty = DEFAULT
+) -> Rendered:
+    """The pose of one picture in the clothes of a second before the background and in the light of a third.
+
+    Each may be of another split; the class is the pose's. The clothes keep the colours of their own picture, so that
+    nothing makes them stand out from the new background. All three the same: the picture itself.
+    """
+    own, dresser, behind = (
+        roll(range(drawn.index, drawn.index + 1), seed=seed, split=drawn.split)[0]
+        for drawn in (pose, clothes, background)
+    )
+    lightness = dresser["background"].uniform(*difficulty.background_lightness)
+    worn = _dress(dresser["figure"], lightness, size, difficulty, seed)
+    return _render(pose.index % len(POSES), behind | {"pose": own["pose"]}, size, seed, difficulty, worn)
+
+
+class _Worn(NamedTuple):
+    clothes: dict[str, Texture]
+    shading: float
+
+
+def _dress(dice: Dice, lightness: float, size: int, difficulty: Difficulty, seed: int) -> _Worn:
+    return _Worn(draw_clothes(dice, lightness, size, difficulty, seed), dice.uniform(*difficulty.shading))
+
+
+def _render(
+    class_id: int, dice: dict[str, Dice], size: int, seed: int, difficulty: Difficulty, worn: _Worn | None = None
+) -> Rendered:
+    """worn: in place of what the dice would dress the figure in."""
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     x, y = centres[None, :], centres[:, None]
     lightness = dice["background"].uniform(*difficulty.background_lightness)
@@ -46,8 +82,8 @@ def _render(class_id: int, dice: dict[str, Dice], size: int, seed: int, difficul
     for shape, texture in draw_clutter(dice["background"], lightness, size, difficulty, seed):
         _paint(pixels, x, y, shape, texture, 0.0)
 
-    clothes = draw_clothes(dice["figure"], lightness, size, difficulty, seed)
-    shading = dice["figure"].uniform(*difficulty.shading)
+    drawn = _dress(dice["figure"], lightness, size, difficulty, seed)
+    clothes, shading = worn or drawn
     light = _draw_light(dice["figure"], x, y, difficulty)
     figure = draw_figure(dice["pose"], POSES[class_id], size, difficulty)
     mask = np.zeros((size, size), dtype=np.uint8)

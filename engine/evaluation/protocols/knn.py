@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from misplace.engine.errors import UserError
-
 from ..knn import KS, TEMPERATURE, knn_predictions, usable_ks
 from ..scores import Score, score
-from ..study import FEATURES, Study
+from ..study import Study, check_feature
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,7 @@ class Options:
 
 def run(study: Study, options: Options) -> list[Score]:
     """A score "knn K" of every encoder and k that the training images can serve."""
-    if options.feature not in FEATURES:
-        raise UserError(f"--knn.feature {options.feature}: one of {', '.join(FEATURES)}")
+    check_feature(options.feature, "--knn.feature")
     scores = []
     for subject in study.subjects:
         train = study.features(subject, study.train, options.feature)

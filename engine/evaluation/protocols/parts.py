@@ -19,7 +19,7 @@ from misplace.engine.errors import UserError
 
 from .. import attentive_probe, segmentation_probe
 from ..attentive_probe import attentive_predictions, fit_attentive
-from ..linear_head import linear_predictions
+from ..linear_probe import linear_predictions
 from ..part_crops import PartTable, choose_parts, load_parts, part_source
 from ..ratio_scores import mean_ratio, ratio_score, sums_by_group
 from ..retrieval import retrieve
@@ -132,9 +132,14 @@ def object_level(study: Study, subject: Subject, splits: tuple[Split, Split]) ->
 
 
 def level(name: str, tables: list[TokenTable], labels: list[Tensor], groups: Tensor) -> Level:
-    """Numbers the classes that are there from 0."""
+    """Numbers the classes that are there from 0. UserError where one has too few training pictures for a linear head."""
     classes, numbers = torch.unique(torch.cat(labels), return_inverse=True)
     train, test = numbers.split([len(labels[0]), len(labels[1])])
+    counts = torch.bincount(train)
+    if len(train) and int((counts == 1).sum()):
+        raise UserError(
+            f"parts: a class of {name}s has a single training picture; raise --parts.num-train-{name}s, --num-train"
+        )
     return Level(name, *tables, train, test, groups, len(classes))
 
 
@@ -149,7 +154,7 @@ def level_scores(study: Study, subject: Subject, level: Level, options: Options)
     chance = float(mean_ratio(expected.sum(0), counts.sum(0)))
     scores = [ratio_score(subject.name, f"{level.name} retrieval mAP", sums, counts, chance=chance, seed=study.seed)]
     train_labels = level.train_labels.to(device)
-    linear = linear_predictions(level.train.cls, train_labels, level.test.cls, level.num_classes)
+    linear = linear_predictions(level.train.cls, train_labels, level.test.cls, seed=study.seed)
     head = fit_attentive(
         level.train.all_tokens, train_labels, level.num_classes, steps=options.attentive_steps, seed=study.seed
     )
