@@ -132,7 +132,7 @@ def object_level(study: Study, subject: Subject, splits: tuple[Split, Split]) ->
 
 
 def level(name: str, tables: list[TokenTable], labels: list[Tensor], groups: Tensor) -> Level:
-    """Numbers the classes that are there from 0. UserError where one has too few training pictures for a linear head."""
+    """Numbers the classes that are there from 0. UserError where one has a single training picture."""
     classes, numbers = torch.unique(torch.cat(labels), return_inverse=True)
     train, test = numbers.split([len(labels[0]), len(labels[1])])
     counts = torch.bincount(train)
