@@ -30,11 +30,11 @@ class TokenTable(NamedTuple):
 
 
 @torch.no_grad()
-def token_table(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> TokenTable:
+def token_table(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> TokenTable:
     """Of batches (images uint8 [b, S, S, C], rows int64 [b]). UserError where there are none or a token overflows."""
     cls, patches, rows = [], [], []
     for images, numbers in batches:
-        tokens = subject.tokens(images)
+        tokens = subject.tokens(images.to(device))
         cls.append(tokens.cls)
         patches.append(halved(subject, tokens.patches))
         rows.append(numbers)
@@ -44,11 +44,13 @@ def token_table(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> T
 
 
 @torch.no_grad()
-def layer_table(subject: Subject, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def layer_table(
+    subject: Subject, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Patch tokens of segmentation_probe's blocks side by side, fp16 [n, L, blocks * D], and the rows int64 [n]."""
     made, rows = [], []
     for images, numbers in batches:
-        layers = subject.layers(images, layers_for(subject.depth))
+        layers = subject.layers(images.to(device), layers_for(subject.depth))
         made.append(halved(subject, torch.cat(layers, dim=2)))
         rows.append(numbers)
     if not rows:

@@ -117,7 +117,7 @@ def has_objects(study: Study, splits: tuple[Split, Split]) -> bool:
 
 
 def part_level(study: Study, subject: Subject, tables: list[PartTable]) -> Level:
-    made = [token_table(subject, load_parts(table, subject.image_size)) for table in tables]
+    made = [token_table(subject, load_parts(table, subject.image_size), study.device) for table in tables]
     labels = [
         torch.tensor([table.parts[row].part_class for row in tokens.rows.tolist()])
         for table, tokens in zip(tables, made)
@@ -126,7 +126,7 @@ def part_level(study: Study, subject: Subject, tables: list[PartTable]) -> Level
 
 
 def object_level(study: Study, subject: Subject, splits: tuple[Split, Split]) -> Level:
-    made = [token_table(subject, study.batches(split, subject.image_size)) for split in splits]
+    made = [token_table(subject, study.batches(split, subject.image_size), study.device) for split in splits]
     labels = [study.labels(split, tokens.rows).cpu() for split, tokens in zip(splits, made)]
     return level("object", made, labels, made[1].rows)
 
@@ -171,7 +171,7 @@ def level_scores(study: Study, subject: Subject, level: Level, options: Options)
 def segmentation_scores(study: Study, subject: Subject, splits: tuple[Split, Split], options: Options) -> list[Score]:
     """Of every part class and of the whole figure, each by a convolution of its own."""
     size = subject.image_size
-    made = [layer_table(subject, study.batches(split, size)) for split in splits]
+    made = [layer_table(subject, study.batches(split, size), study.device) for split in splits]
     masks = [part_masks(split, rows, size) for split, (_, rows) in zip(splits, made)]
     scores = []
     for name, num_classes in (("part", 1 + len(splits[0].source.part_classes)), ("object", 2)):
