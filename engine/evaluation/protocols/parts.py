@@ -34,13 +34,13 @@ from ..token_table import TokenTable, layer_table, token_table
 class Options:
     """parts: what the encoder knows of parts, beside what it knows of objects."""
 
-    num_train_parts: int = 3000
+    num_train_parts: int = 2000
     """Parts to learn from."""
-    num_test_parts: int = 1500
+    num_test_parts: int = 1200
     """Parts to measure on; all of them are queries of the retrieval."""
     parts_per_image: int = 4
     """At most so many of one image, drawn at random."""
-    num_train_objects: int = 2000
+    num_train_objects: int = 1500
     """Whole images to learn from, for classification and segmentation; never more than --num-train."""
     num_test_objects: int = 500
     """Whole images to measure on; never more than --num-test."""
