@@ -123,6 +123,12 @@ class Trainer:
             self.loader.pause()
             self.clock.pause()
 
+    def log_knn(self) -> None:
+        """A row of metrics with nothing but where an opened run stands and its k-NN there."""
+        images = self.step * self.config.data.batch_size
+        where = {"step": self.step, "images": images, "seconds": self.clock.elapsed}
+        self.log.write({**where, "knn": self._online_knn()})
+
     @property
     def _seconds_per_step(self) -> float:
         """On average so far; 0 before the first."""

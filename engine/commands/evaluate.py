@@ -18,6 +18,7 @@ from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, s
 from ..evaluation.cache import FeatureCache, default_cache
 from ..evaluation.protocols.knn import Options as KnnOptions
 from ..evaluation.protocols.linear import Options as LinearOptions
+from ..evaluation.protocols.parts import Options as PartsOptions
 from ..evaluation.protocols.pose import Options as PoseOptions
 from ..evaluation.protocols.robustness import Options as RobustnessOptions
 from ..evaluation.protocols.spatial import Options as SpatialOptions
@@ -31,7 +32,7 @@ class Evaluate:
 
     run: Positional[Path]
     """A run folder, or a file that `misplace export` wrote."""
-    protocol: Literal["knn", "linear", "spatial", "pose", "robustness"] = "knn"
+    protocol: Literal["knn", "linear", "parts", "spatial", "pose", "robustness"] = "knn"
     """What is measured; the options of each stand under its name."""
     data: str | None = None
     """Images to measure on; none: those that the run was trained on."""
@@ -49,6 +50,7 @@ class Evaluate:
     """Keep features, and take those that were kept, by a digest of the encoder and of the images."""
     knn: KnnOptions = field(default_factory=KnnOptions)
     linear: LinearOptions = field(default_factory=LinearOptions)
+    parts: PartsOptions = field(default_factory=PartsOptions)
     spatial: SpatialOptions = field(default_factory=SpatialOptions)
     pose: PoseOptions = field(default_factory=PoseOptions)
     robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
@@ -117,7 +119,7 @@ def print_scores(scores: list[Score]) -> None:
 
 
 def _cell(found: Score) -> str:
-    return f"{found.value:.1%} ({found.low:.1%}-{found.high:.1%})"
+    return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
 def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Evaluate) -> dict:

@@ -26,8 +26,8 @@ def draw_curves(curves: list[Curve]) -> list[Drawing]:
 
 def on_the_way(curve: Curve, key: str) -> list[tuple[float, float, float, float]]:
     """(mean of `key`, mean k-NN, lowest, highest) over the seeds at each evaluation that all of them have had."""
-    series = [[(row[key], row["knn"]) for row in rows if row.get("knn") is not None] for rows in curve.metrics]
-    series = [points for points in series if points]
+    series = [{row[key]: row["knn"] for row in rows if row.get("knn") is not None} for rows in curve.metrics]
+    series = [points.items() for points in series if points]
     found = []
     for at_once in zip(*series):
         where, knn = np.array(at_once, dtype=np.float64).T

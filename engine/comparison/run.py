@@ -119,6 +119,8 @@ class Comparison:
         self.display.turn(turn, seed)
         trainer.train_until(turn.until, lambda: self.signals.stop_requested)
         self._refuse_one_step(trainer, self.plan.variants[turn.variant].name)
+        if turn.until == self.plan.budget and not self.signals.stop_requested:
+            trainer.log_knn()
         trainer.save()
         if self.signals.stop_requested:
             return False

@@ -2,8 +2,9 @@
 
 from .augmentation import AugmentConfig, ViewParameters, draw_view_parameters
 from .batch import Batch, Failure
-from .evaluation import load_eval
+from .evaluation import centre_mask, load_eval
 from .order import BatchOrder, SampleOrder
+from .parts import Part, PartImages
 from .pillow import PillowPipeline, render_view
 from .pipelines import Loader, choose_pipeline, describe, make_loader
 from .quarantine import Quarantine
@@ -16,12 +17,15 @@ __all__ = [
     "BatchOrder",
     "Failure",
     "Loader",
+    "Part",
+    "PartImages",
     "PillowPipeline",
     "Quarantine",
     "SampleOrder",
     "Source",
     "Verification",
     "ViewParameters",
+    "centre_mask",
     "choose_pipeline",
     "describe",
     "draw_view_parameters",

@@ -53,7 +53,19 @@ def centre_view(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     if width == height == size:
         return as_array(image)
+    return crop_resize(image, centre_box(width, height, size), size)
+
+
+def centre_box(width: int, height: int, size: int) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of centre_view in a picture of these sides, fractional pixels."""
     shorter = min(width, height)
     side = max(shorter * CENTRE, min(shorter, size))
     left, top = (width - side) / 2, (height - side) / 2
-    return crop_resize(image, (left, top, left + side, top + side), size)
+    return left, top, left + side, top + side
+
+
+def centre_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask [H, W] under the pixels of centre_view, uint8 [size, size]: the nearest value, none mixed."""
+    picture = Image.fromarray(mask)
+    box = centre_box(*picture.size, size)
+    return np.asarray(picture.resize((size, size), Image.Resampling.NEAREST, box=box))

@@ -66,10 +66,7 @@ class ImageFolder:
 
     def read(self, index: int) -> bytes:
         """The encoded file. Raises OSError."""
-        with open(self.root / self._names[index], "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
-                raise OSError(0, f"larger than {MAX_FILE_BYTES >> 20} MiB")
-            return file.read()
+        return read_picture(self.root / self._names[index])
 
     def path_of(self, index: int) -> str:
         """The file's path; bytes that are not UTF-8 are shown as �."""
@@ -83,6 +80,14 @@ class ImageFolder:
         if name not in self.class_names:
             raise UserError(f"{self.root / name} is a class that the training split does not have")
         return self.class_names.index(name)
+
+
+def read_picture(path: Path) -> bytes:
+    """The encoded file. Raises OSError, also above MAX_FILE_BYTES."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise OSError(0, f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
 
 
 class PackedNames:

@@ -12,7 +12,7 @@ from .image_folder import ImageFolder, split_folders
 from .shards import Shards, find_shards
 
 SPLITS = ("train", "test")
-WITH_BOTH_SPLITS = ("fashion-mnist", "poses", "yoga82")
+WITH_BOTH_SPLITS = ("fashion-mnist", "poses", "yoga82", "cub", "coco-keypoints")
 
 
 class Source(Protocol):
@@ -42,8 +42,9 @@ class Source(Protocol):
 
 
 def open_source(spec: str, *, split: str = "train") -> Source:
-    """The source called `spec`: a folder of images, tar shards, `fashion-mnist[:DIR]`, `poses[:DIR]` or `yoga82:DIR`.
+    """The source called `spec`: a folder of images, tar shards, or a data set by its name.
 
+    The names: `fashion-mnist[:DIR]`, `poses[:DIR]`, `yoga82:DIR`, `cub:DIR` (CUB-200-2011) and `coco-keypoints:DIR`.
     Tar shards are a folder of them, DIR/{0000..0127}.tar, or one file. split: "train" or "test". A folder with
     train/ and val/ or test/ inside has both; any other is all "train", and asking for its "test" is an error:
     see open_evaluation. Raises UserError in one line.
@@ -64,6 +65,8 @@ def open_source(spec: str, *, split: str = "train") -> Source:
         if folder is None:
             raise UserError("yoga82: give the folder of yoga_train.txt and yoga_test.txt, as yoga82:DIR")
         return Yoga82(folder, split)
+    if kind in ("cub", "coco-keypoints"):
+        return _open_parts(kind, folder, split)
     root = Path(spec).expanduser()
     folders = split_folders(root)
     if not folders:
@@ -71,6 +74,15 @@ def open_source(spec: str, *, split: str = "train") -> Source:
             raise UserError(f"{root} has no test split: put its images under {root}/train and {root}/val")
         return _open_files(root)
     return _open_files(folders[split], classes=_classes(folders["train"]) if split == "test" else ())
+
+
+def _open_parts(kind: str, folder: Path | None, split: str) -> Source:
+    from .coco_keypoints import CocoKeypoints
+    from .cub import Cub
+
+    if folder is None:
+        raise UserError(f"{kind}: give the folder that it was unpacked into, as {kind}:DIR")
+    return Cub(folder, split) if kind == "cub" else CocoKeypoints(folder, split)
 
 
 def _open_files(path: Path, classes: tuple[str, ...] = ()) -> Source:

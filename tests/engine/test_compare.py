@@ -106,7 +106,8 @@ def test_what_it_writes(tiny, images, tmp_path, monkeypatch):
     order = [(line["seed"], line["round"], line["recipe"]) for line in lines(out / "slices.jsonl")]
     assert order[:4] == [(0, 0, NAMES[0]), (0, 0, NAMES[1]), (0, 1, NAMES[1]), (0, 1, NAMES[0])]
     metrics = lines(out / "runs" / "moco_v3-seed1" / "metrics.jsonl")
-    assert sum("knn" in row for row in metrics) >= 3
+    assert sum("knn" in row for row in metrics) >= 4
+    assert metrics[-1]["seconds"] == tiny.BUDGET and "knn" in metrics[-1]
 
 
 def test_its_runs_can_be_evaluated_to_the_same_accuracy(tiny, images, tmp_path, monkeypatch, capsys):

@@ -308,7 +308,7 @@ def test_other_sources_say_what_they_lack(images):
     study = study_of(source, source, said=said)
     parts = (Split("train", source, torch.arange(0, 48, 2)), Split("test", source, torch.arange(1, 48, 4)))
     found = robustness.run(dataclasses.replace(study, train=parts[0], test=parts[1]), Options(linear=False, k=1))
-    assert any("only occluded, shuffled and stylised" in line for line in said)
+    assert any("only occluded, shuffled, stylised and edges" in line for line in said)
     assert not any("swapped" in s.measure or "shape" in s.measure for s in found)
 
 

@@ -9,9 +9,11 @@ from PIL import Image
 
 from misplace.engine.errors import UserError
 
+from ..parts import Part
 from .annotation import VERSION, Annotation, from_line, read_manifest
 from .dataset import SIZE, TEST, TRAIN, render_dataset
 from .dice import SPLITS
+from .parts import CLASS_OF_VALUE, PART_CLASSES, parts_in, read_mask
 from .skeleton import HIERARCHY, PART_KINDS, PART_NAMES, Level
 
 
@@ -34,6 +36,8 @@ class PosesSource:
     part_names: tuple[str, ...] = PART_NAMES
     part_kinds: tuple[str, ...] = PART_KINDS
     hierarchy: tuple[Level, ...] = HIERARCHY
+    part_classes: tuple[str, ...] = PART_CLASSES  # the kinds, each once
+    has_masks = True
 
     def __init__(self, root: str | Path | None = None, split: str = "train") -> None:
         """root: a folder written by render_dataset; None: the default set, rendered now if need be.
@@ -70,6 +74,15 @@ class PosesSource:
     def mask(self, i: int) -> np.ndarray:
         """uint8 [H, W] at the stored size: 0 background, 1 + i for part i of part_names."""
         return np.array(Image.open(self.root / self._annotations[i].mask))
+
+    def parts(self, i: int) -> tuple[Part, ...]:
+        """One for each of part_names, in their order, with the class of its kind."""
+        annotation = self._annotations[i]
+        return parts_in(read_mask(self.root / annotation.mask), annotation.visibility)
+
+    def part_mask(self, i: int) -> np.ndarray:
+        """uint8 [H, W] at the stored size: 0 background, 1 + class of part_classes."""
+        return CLASS_OF_VALUE[read_mask(self.root / self._annotations[i].mask)]
 
 
 def _default_set() -> Path:

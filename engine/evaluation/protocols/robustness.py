@@ -62,7 +62,7 @@ def run(study: Study, options: Options) -> list[Score]:
     donors = draw_donors(train, test, study.seed)
     sources = {CLEAN: test.source} | changes(train.source, test.source, donors, options, size, patch, study.seed)
     if CONFLICT not in sources:
-        study.say(f"{test.source.name}: no renderer to swap textures with; only occluded, shuffled and stylised")
+        study.say(f"{test.source.name}: no renderer to swap textures with; only occluded, shuffled, stylised and edges")
     if options.pictures:
         write_contact_sheet(Path(options.pictures), list(sources.items()), test.indices[:SHOWN], size)
     seen = {

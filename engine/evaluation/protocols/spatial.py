@@ -61,7 +61,11 @@ def run(study: Study, options: Options) -> list[Score]:
 
 
 def position_and_scale(study: Study, subject: Subject, train: Split, test: Split, options: Options) -> list[Score]:
-    """[O] Ridge regression on the two crops' features side by side; R^2 is 0 for predicting the training mean."""
+    """[O] Ridge regression on the two crops' features side by side; R^2 is 0 for predicting the training mean.
+
+    A small crop enlarged is a blurred one, so some of its scale can be told without knowing what it shows: the rows of
+    the random encoder and of pixels say how much.
+    """
     x, y, _ = _pairs(study, subject, train, options)
     rows, wanted, groups = _pairs(study, subject, test, options)
     scores = []
