@@ -15,6 +15,7 @@ from ..durable import replace_file
 from ..encoder_file import SavedEncoder, read_encoder
 from ..errors import UserError
 from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, subjects_of
+from ..evaluation.protocols.finetune import Options as FinetuneOptions
 from ..evaluation.protocols.knn import Options as KnnOptions
 from ..resolve import choose_device
 from .parsing import parse
@@ -26,7 +27,7 @@ class Evaluate:
 
     run: Positional[Path]
     """A run folder, or a file that `misplace export` wrote."""
-    protocol: Literal["knn"] = "knn"
+    protocol: Literal["knn", "finetune"] = "knn"
     """What is measured; the options of each stand under its name."""
     data: str | None = None
     """Images to measure on; none: those that the run was trained on."""
@@ -41,6 +42,7 @@ class Evaluate:
     out: Path | None = None
     """A file for the last line too."""
     knn: KnnOptions = field(default_factory=KnnOptions)
+    finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
 
 
 def main(argv: list[str]) -> int:
