@@ -43,8 +43,8 @@ class Settings:
         )
 
 
-# Table 9 of arXiv 2111.06377; rate and layer decay as its code has them for ViT-B. [S] Left out [O]: RandAugment (9, .5),
-# whose operations no pipeline of ours has; instead the colour jitter of timm's transform where RandAugment is off.
+# Table 9 of arXiv 2111.06377; rate and layer decay as its code has them for ViT-B. [S] Left out [O]: RandAugment
+# (9, .5), whose operations no pipeline of ours has; instead the jitter of timm's transform where RandAugment is off.
 MAE = Settings(
     epochs=100, batch_size=1024, base_lr=5e-4, layer_decay=0.65, weight_decay=0.05, drop_path=0.1, mixup=0.8,
     cutmix=1.0, smoothing=0.1, warmup=0.05, crop_scale=(0.08, 1.0), jitter=0.4, least_steps=0,
@@ -71,6 +71,8 @@ class Options:
     """Labelled images per class, a table row for each number; none: all training images."""
     epochs: int | None = None
     """Passes over the training images."""
+    least_steps: int | None = None
+    """Steps of a training, whatever its epochs: what few images get."""
     batch_size: int | None = None
     """Images per step; fewer images than that are taken several times, each time under another crop."""
     base_lr: float | None = None
@@ -95,6 +97,7 @@ class Options:
 
 LIMITS = {  # name: lowest, highest, in words
     "epochs": (1, None, "1 or more"),
+    "least_steps": (0, None, "0 or more"),
     "batch_size": (2, None, "2 or more"),
     "base_lr": (1e-12, None, "above 0"),
     "layer_decay": (1e-6, 1, "above 0, up to 1"),
