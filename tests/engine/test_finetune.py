@@ -81,7 +81,8 @@ def test_separable_images_are_learnt_by_every_encoder():
     ]
     assert all(s.chance == 0.25 for s in scores)
     assert "pixels has no encoder" in lines[0]
-    assert "208 steps of 8 images" in lines[1]  # 100 at least, in 13 epochs of 8, of two encoders
+    assert "epochs 1, batch 8, rate 0.00094 at the head, layer decay 0.75" in lines[1]
+    assert "208 steps of 8 images" in lines[2]  # 100 at least, in 13 epochs of 8, of two encoders
 
 
 def test_labels_that_say_nothing_stay_at_chance():

@@ -71,13 +71,10 @@ def trunk(encoder: VisionTransformer, images: Tensor, branches: Tensor | None) -
     if branches is None:
         return encoder(images, plan)
     x = encoder.tokens(images, plan)
-    branches = branches.to(x)[..., None, None]
     normed = encoder.blocks[0].norm1(x)
-    last = len(encoder.blocks) - 1
-    for number, block in enumerate(encoder.blocks):
-        of_attention, of_mlp = branches[number]
-        x, normed = block.norm2.of_sum(x, block.attn(normed) * of_attention)
-        branch = block.mlp(normed) * of_mlp
-        if number < last:
-            x, normed = encoder.blocks[number + 1].norm1.of_sum(x, branch)
-    return x + branch
+    followings = [*(block.norm1 for block in encoder.blocks[1:]), None]
+    for block, following, factors in zip(encoder.blocks, followings, branches.to(x)[..., None, None]):
+        x, normed = block.norm2.of_sum(x, block.attn(normed) * factors[0])
+        branch = block.mlp(normed) * factors[1]
+        x, normed = (x + branch, None) if following is None else following.of_sum(x, branch)
+    return x

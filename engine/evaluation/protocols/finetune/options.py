@@ -65,8 +65,7 @@ class Options:
     """
 
     settings: Literal["auto", "mae", "small_data"] = "auto"
-    """mae: its published recipe without RandAugment. small_data: minutes on thousands of images. auto: mae for a width
-    of 384 or more on 50,000 images or more."""
+    """mae: as published but for RandAugment; small_data: minutes; auto: mae from width 384 and 50,000 images on."""
     shots: tuple[int, ...] = ()
     """Labelled images per class, a table row for each number; none: all training images."""
     epochs: int | None = None
@@ -117,6 +116,16 @@ def settings_for(options: Options, width: int, num_images: int) -> Settings:
     named = {"mae": MAE, "small_data": SMALL_DATA, "auto": MAE if large else SMALL_DATA}
     given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(Settings)}
     return dataclasses.replace(named[options.settings], **{k: v for k, v in given.items() if v is not None})
+
+
+def describe(settings: Settings) -> str:
+    """One line of the values that matter most."""
+    s = settings
+    return (
+        f"epochs {s.epochs}, batch {s.batch_size}, rate {s.base_lr * s.batch_size / 256:.2g} at the head, layer decay"
+        f" {s.layer_decay:g}, weight decay {s.weight_decay:g}, drop path {s.drop_path:g}, mixup {s.mixup:g}, CutMix"
+        f" {s.cutmix:g}, smoothing {s.smoothing:g}"
+    )
 
 
 def _check(options: Options) -> None:

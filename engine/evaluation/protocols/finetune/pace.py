@@ -22,16 +22,20 @@ class Pace:
         self.steps, self.batch_size, self.say, self.now = steps, batch_size, say, now
         self.done, self._losses = 0, []
         self._said_at = self._epoch_at = now()
-        self._began = 0.0
+        self._measured_from = 0.0
+
+    def begin(self) -> None:
+        """A training begins."""
+        self._losses, self._epoch_at = [], self.now()
 
     def step(self, loss: Tensor) -> None:
         """A step is over."""
         self.done += 1
         self._losses.append(loss)
         if self.done == 1:
-            self._began = self.now()
+            self._measured_from = self.now()
         if self.done == MEASURED_STEPS + 1:
-            each = (self.now() - self._began) / MEASURED_STEPS
+            each = (self.now() - self._measured_from) / MEASURED_STEPS
             left = format_duration(each * (self.steps - self.done))
             self.say(f"finetune: {self.steps} steps of {self.batch_size} images, about {left} to go")
 
@@ -44,4 +48,4 @@ class Pace:
         if now - self._said_at >= LINE_EVERY:
             self.say(f"{name}: epoch {number} of {of}, loss {loss:.3f}, {speed:.0f} images/s")
             self._said_at = now
-        self._losses, self._epoch_at = [], now
+        self.begin()

@@ -17,7 +17,7 @@ from ...shots import draw_shots
 from ...study import IMAGES_AT_ONCE, Study
 from ...subjects import Subject
 from .classifier import Classifier, build_classifier
-from .options import Options, Settings, settings_for
+from .options import Options, Settings, describe, settings_for
 from .pace import Pace
 from .training import Training
 
@@ -39,7 +39,8 @@ class Job(NamedTuple):
 def run(study: Study, options: Options) -> list[Score]:
     """A score "finetune", or "finetune N-shot" of each number of shots, of every subject that has an encoder.
 
-    The random row is training from scratch by the same recipe. The final weights count: nothing is chosen on the test
+    The random column is training from scratch by the same recipe, layer decay included. Raw pixels have no encoder and
+    so no column: their nearest thing is the linear protocol's. The final weights count: nothing is chosen on the test
     images. Shots are drawn once and are the same for every encoder.
     """
     subjects = [subject for subject in study.subjects if subject.encoder is not None]
@@ -47,6 +48,7 @@ def run(study: Study, options: Options) -> list[Score]:
         if subject.encoder is None:
             study.say(f"finetune: {subject.name} has no encoder to train, so no column; the linear protocol has one")
     settings = settings_for(options, subjects[0].encoder.width, len(study.train.indices))
+    study.say(f"finetune: {describe(settings)}")
     jobs = make_jobs(study, options.shots, settings, subjects[0].image_size)
     pace = Pace(len(subjects) * sum(job.steps for job in jobs), settings.batch_size, study.say)
     chance = 1 / len(study.train.source.class_names)
@@ -109,6 +111,7 @@ def fine_tune(study: Study, subject: Subject, job: Job, settings: Settings, opti
         device=study.device,
     )
     with loader:
+        pace.begin()
         count = study.track(range(job.steps), name, total=job.steps)
         for done, loss in enumerate(training.run(loader, count), start=1):
             pace.step(loss)

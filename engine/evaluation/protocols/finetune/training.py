@@ -69,14 +69,15 @@ class Training:
 
     def _readable(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images that are what their numbers say: a loader puts others in place of those it cannot read."""
+        images, index = batch.views[0], batch.index.cpu()
         if not batch.failures:
-            return batch.views[0], batch.index
+            return images, index
         for failure in batch.failures:
             if failure.path not in self._unreadable:
                 log.warning("left out of the fine-tuning: %s (%s)", failure.path, failure.reason)
                 self._unreadable.add(failure.path)
         failed = torch.tensor([failure.index for failure in batch.failures])
-        kept = ~torch.isin(batch.index.cpu(), failed)
+        kept = ~torch.isin(index, failed)
         if not bool(kept.any()):
             raise UserError("finetune: a whole batch of training images cannot be read: run `misplace data verify`")
-        return batch.views[0][kept.to(batch.views[0].device)], batch.index.cpu()[kept]
+        return images[kept.to(images.device)], index[kept]
