@@ -16,6 +16,7 @@ from ..encoder_file import SavedEncoder, read_encoder
 from ..errors import UserError
 from ..evaluation import NUM_TEST, NUM_TRAIN, Score, Study, open_study_splits, subjects_of
 from ..evaluation.cache import FeatureCache, default_cache
+from ..evaluation.protocols.finetune import Options as FinetuneOptions
 from ..evaluation.protocols.knn import Options as KnnOptions
 from ..evaluation.protocols.linear import Options as LinearOptions
 from ..evaluation.protocols.parts import Options as PartsOptions
@@ -32,7 +33,7 @@ class Evaluate:
 
     run: Positional[Path]
     """A run folder, or a file that `misplace export` wrote."""
-    protocol: Literal["knn", "linear", "parts", "spatial", "pose", "robustness"] = "knn"
+    protocol: Literal["knn", "linear", "finetune", "parts", "spatial", "pose", "robustness"] = "knn"
     """What is measured; the options of each stand under its name."""
     data: str | None = None
     """Images to measure on; none: those that the run was trained on."""
@@ -50,12 +51,14 @@ class Evaluate:
     """Keep features, and take those that were kept, by a digest of the encoder and of the images."""
     knn: KnnOptions = field(default_factory=KnnOptions)
     linear: LinearOptions = field(default_factory=LinearOptions)
+    finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     parts: PartsOptions = field(default_factory=PartsOptions)
     spatial: SpatialOptions = field(default_factory=SpatialOptions)
     pose: PoseOptions = field(default_factory=PoseOptions)
     robustness: RobustnessOptions = field(default_factory=RobustnessOptions)
 
 
+WIDTH_IN_FILES = 150
 TOP1 = ("linear", "finetune")  # protocols whose first figure is a top-1 accuracy
 
 
@@ -115,7 +118,10 @@ def print_scores(scores: list[Score]) -> None:
         chance = next((s.chance for s in found.values() if s.chance is not None), None)
         cells = [_cell(found[name]) if name in found else "" for name in encoders]
         table.add_row(measure, *cells, "" if chance is None else f"{chance:.1%}")
-    Console(highlight=False, width=None).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_IN_FILES
+    console.print(table)
 
 
 def _cell(found: Score) -> str:

@@ -1,0 +1,6 @@
+"""Full fine-tuning of the encoder as in MAE (arXiv 2111.06377), and with few labels."""
+
+from .options import Options
+from .protocol import run
+
+__all__ = ["Options", "run"]
