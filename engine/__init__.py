@@ -1,4 +1,4 @@
-"""What a pretraining run is made of. `pretrain` is the command line as a function."""
+"""What a pretraining run is made of. `pretrain`, `compare` and `evaluate` are the command line as functions."""
 
 from pathlib import Path
 
@@ -14,6 +14,27 @@ def pretrain(recipe: str, **options) -> Path:
     from .trainer import pretrain as run
 
     return run(configure([recipe, *_arguments(options)]))
+
+
+def compare(*recipes: str, **options) -> Path | None:
+    """`misplace compare RECIPE RECIPE ... --option value ...`; returns the comparison's folder.
+
+    options: as pretrain's, as in compare("dino", "dino_dilemma", model="nano", data="poses", budget="5m", seeds=3).
+    Raises misplace.engine.errors.UserError for what the command would refuse.
+    """
+    from .commands.compare import run
+
+    return run([*recipes, *_arguments(options)])
+
+
+def evaluate(run: Path | str, protocol: str = "knn", **options) -> dict:
+    """`misplace evaluate RUN --protocol NAME --option value ...`; returns what its last line says.
+
+    options: as pretrain's, as in evaluate(run, "linear", **{"linear.shots": 5}). Raises as compare.
+    """
+    from .commands.evaluate import evaluate as measure
+
+    return measure([str(run), "--protocol", protocol, *_arguments(options)])
 
 
 def _arguments(options: dict) -> list[str]:

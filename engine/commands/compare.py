@@ -44,6 +44,12 @@ class Compare:
 
 def main(argv: list[str]) -> int:
     """Compare; prints the table and where the page is."""
+    run(argv)
+    return 0
+
+
+def run(argv: list[str]) -> Path | None:
+    """The same; returns the folder, None after a dry run."""
     own, shared = split_options(argv)
     options = parse(Compare, own, prog="misplace compare")
     variants = [variant(text, shared) for text in options.recipes]
@@ -57,13 +63,13 @@ def main(argv: list[str]) -> int:
     )
     if options.dry_run:
         print("\n".join(plan.describe()))
-        return 0
+        return None
     out = options.out or next_folder(Path("runs"))
     print(f"comparison: {out}", flush=True)
     if compare(plan, source, out, overwrite=options.overwrite):
         print_summary(out / "comparison.json")
         print(f"page: {out / 'report.html'}", flush=True)
-    return 0
+    return out
 
 
 def split_options(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -64,6 +64,12 @@ TOP1 = ("linear", "finetune")  # protocols whose first figure is a top-1 accurac
 
 def main(argv: list[str]) -> int:
     """Evaluate; prints a table and a last line of JSON."""
+    evaluate(argv)
+    return 0
+
+
+def evaluate(argv: list[str]) -> dict:
+    """The same; returns what the last line says."""
     options = parse(Evaluate, argv, prog="misplace evaluate")
     check(options)
     saved = read_encoder(options.run)
@@ -71,14 +77,15 @@ def main(argv: list[str]) -> int:
     study = open_study(saved, options)
     scores = protocol.run(study, getattr(options, options.protocol))
     print_scores(scores)
-    line = json.dumps(result(scores, study, saved, options))
+    found = result(scores, study, saved, options)
+    line = json.dumps(found)
     print(line)
     if options.out:
         try:
             replace_file(options.out, (line + "\n").encode())
         except OSError as error:
             raise UserError(f"--out {options.out}: cannot be written: {error.strerror}") from None
-    return 0
+    return found
 
 
 def check(options: Evaluate) -> None:
