@@ -18,7 +18,7 @@ from misplace.engine.evaluation.protocols.finetune.classifier import build_class
 from misplace.engine.evaluation.protocols.finetune.options import MAE, SMALL_DATA, Options, settings_for
 from misplace.engine.evaluation.protocols.finetune.pace import Pace
 from misplace.engine.evaluation.protocols.finetune.training import Training
-from misplace.engine.models import VisionTransformer
+from misplace.engine.models import VisionTransformer, copied_parameters
 from misplace.engine.trainer import pretrain
 
 CPU = torch.device("cpu")
@@ -106,7 +106,9 @@ def test_one_seed_one_answer_and_the_encoder_stays_as_it_is(precision):
         study = study_of(grays(48), grays(8, seed=1), (trained,))
         (job,) = protocol.make_jobs(study, (), settings, 24)
         pace = Pace(job.steps, settings.batch_size, study.say)
-        weights.append(protocol.fine_tune(study, trained, job, settings, options, pace).state_dict())
+        classifier = protocol.fine_tune(study, trained, job, settings, options, pace)
+        assert all(torch.equal(low, master.to(low.dtype)) for master, low in copied_parameters(classifier))
+        weights.append(classifier.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.encoder.state_dict().items())
     assert not any(parameter.requires_grad for parameter in trained.encoder.parameters())

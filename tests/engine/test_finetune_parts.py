@@ -122,15 +122,23 @@ def test_mix_takes_what_is_on_and_sums_to_one(images):
     targets = soft_targets(torch.arange(6), 6, 0.1)
     untouched = mix(images, targets, mixup_alpha=0, cutmix_alpha=0, generator=generator())
     assert untouched[0] is images and untouched[1] is targets
-    cut_pixels = 0
+
+    def every_pixel_is_one_of_the_two(mixed):
+        return bool(((mixed == images) | (mixed == images.flip(0))).all())
+
+    cut = blended = 0
     for seed in range(20):
         mixed, shares = mix(images, targets, mixup_alpha=0.8, cutmix_alpha=1.0, generator=generator(seed))
         again = mix(images, targets, mixup_alpha=0.8, cutmix_alpha=1.0, generator=generator(seed))
         assert torch.equal(mixed, again[0]) and torch.equal(shares, again[1])
         torch.testing.assert_close(shares.sum(1), torch.ones(6))
-        either = (mixed == images) | (mixed == images.flip(0))
-        cut_pixels += bool(either.all())
-    assert 2 <= cut_pixels <= 18  # CutMix in half of 20: 4 sigma of the binomial is 8.9
+        cut += every_pixel_is_one_of_the_two(mixed)
+        only_cut, _ = mix(images, targets, mixup_alpha=0, cutmix_alpha=1.0, generator=generator(seed))
+        assert every_pixel_is_one_of_the_two(only_cut)
+        only_mixed, _ = mix(images, targets, mixup_alpha=0.8, cutmix_alpha=0, generator=generator(seed))
+        blended += not every_pixel_is_one_of_the_two(only_mixed)
+    assert blended >= 15  # but for shares that round to nothing
+    assert 2 <= cut <= 18  # CutMix in half of 20: 4 sigma of the binomial is 8.9
 
 
 # Stochastic depth

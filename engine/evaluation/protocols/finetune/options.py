@@ -50,9 +50,9 @@ MAE = Settings(
     cutmix=1.0, smoothing=0.1, warmup=0.05, crop_scale=(0.08, 1.0), jitter=0.4, least_steps=0,
 )  # fmt: skip
 
-# Thousands of small images, small backbones, a minute for each encoder. [O]
+# Thousands of small images, small backbones, a minute for each encoder; so few steps leave no time for mixing. [O]
 SMALL_DATA = Settings(
-    epochs=4, batch_size=64, base_lr=2e-3, layer_decay=0.75, weight_decay=0.05, drop_path=0.0, mixup=0.0,
+    epochs=3, batch_size=32, base_lr=0.012, layer_decay=0.75, weight_decay=0.05, drop_path=0.0, mixup=0.0,
     cutmix=0.0, smoothing=0.1, warmup=0.1, crop_scale=(0.8, 1.0), jitter=0.0, least_steps=100,
 )  # fmt: skip
 
