@@ -295,8 +295,8 @@ class Trainer:
         return due
 
     def _online_knn(self) -> float:
-        """k-NN of the encoder, outside training time."""
-        with self.clock.paused(), self.meter.excluded():
+        """k-NN of the encoder, outside training time, in which no data is prepared either."""
+        with self.loader.paused(), self.clock.paused(), self.meter.excluded():
             return self.online_task.top1(patch_mean(self.method.encoder))
 
     @functools.cached_property

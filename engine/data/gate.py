@@ -43,3 +43,20 @@ class Gate:
         for _ in range(self._workers):
             self._free.release()
         self._open.set()
+
+
+class Pausable:
+    """What works ahead behind `_gate` (none: nothing does), with `pause` and `resume`."""
+
+    _gate: Gate | None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block nothing is worked on ahead; afterwards again, unless it was paused before."""
+        was_open = self._gate is not None and self._gate.is_open
+        self.pause()
+        try:
+            yield
+        finally:
+            if was_open:
+                self.resume()

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from misplace.engine.errors import UserError
 
 from .batch import Batch
-from .gate import Gate
+from .gate import Gate, Pausable
 from .pillow import PillowPipeline
 from .workers import check_shared_memory, describe_death, quiet_fork, settle_in
 
 
-class PillowLoader:
+class PillowLoader(Pausable):
     """An endless iterator of the batches of steps start_step, start_step + 1, ...; a context manager.
 
     workers: processes that render ahead (0: none, each batch is rendered when asked for). prefetch: batches

@@ -122,6 +122,23 @@ def test_nothing_is_read_while_paused(pipeline, photo_folder, tmp_path):
         until(lambda: reads() > before)
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_paused_for_a_block(pipeline, workers, photo_folder):
+    source = open_source(str(photo_folder))
+    with make_loader(source, **SETTINGS, workers=workers, pipeline=pipeline) as loader:
+        gate = loader._gate
+        with loader.paused():
+            assert gate is None or not gate.is_open
+        assert gate is None or gate.is_open
+        loader.pause()
+        with loader.paused():
+            pass
+        assert gate is None or not gate.is_open
+        loader.resume()
+        assert len(next(loader).index) == 8
+
+
 def in_time(action, seconds: float) -> None:
     """Runs it in a thread; TimeoutError where it is not over in time."""
     thread = threading.Thread(target=action, daemon=True)

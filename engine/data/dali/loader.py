@@ -9,7 +9,7 @@ from collections.abc import Collection
 import torch
 
 from ..batch import Batch
-from ..gate import Gate
+from ..gate import Gate, Pausable
 from .batches import make_batches
 from .inputs import StepInputsOf
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 POLL_S = 0.1  # how soon the thread sees that it shall end
 
 
-class DaliLoader:
+class DaliLoader(Pausable):
     """An endless iterator of the batches of steps start_step, start_step + 1, ...; a context manager.
 
     threads: that decode and augment. prefetch: batches ready ahead, beside the one or two in the making. cores: where
