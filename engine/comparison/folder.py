@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 from ..durable import replace_file, write_all
 from ..errors import UserError
+from ..run_folder.folder import delete_owned
 from ..run_folder.lock import RunLock
 
 OWNED = ("slices.jsonl", "rows.jsonl", "runs", "comparison.json", "report.html", "plan.json")
@@ -28,7 +28,7 @@ class ComparisonFolder:
             raise _unusable(path, error) from None
         try:
             if overwrite:
-                self._delete()
+                delete_owned(path, OWNED)
             self._claim(plan)
             self.slices, self.rows = Journal(path / "slices.jsonl"), Journal(path / "rows.jsonl")
         except OSError as error:
@@ -70,14 +70,6 @@ class ComparisonFolder:
         if others := sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")):
             raise UserError(f"{self.path}: holds {others[0]} but no comparison; choose another --out")
         self.write(path, (json.dumps(plan, indent=1) + "\n").encode())
-
-    def _delete(self) -> None:
-        for name in OWNED:
-            owned = self.path / name
-            if owned.is_dir() and not owned.is_symlink():
-                shutil.rmtree(owned)
-            else:
-                owned.unlink(missing_ok=True)
 
 
 def _unusable(path: Path, error: OSError) -> UserError:

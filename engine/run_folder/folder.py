@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ _OWNED = (
     "summary.json",
     "config.json",
 )
+
+
+def delete_owned(folder: Path, names: Iterable[str]) -> None:
+    """These files and folders of `folder` in this order, as far as they are there, and nothing else."""
+    for name in names:
+        owned = folder / name
+        if owned.is_dir() and not owned.is_symlink():
+            shutil.rmtree(owned)
+        else:
+            owned.unlink(missing_ok=True)
 
 
 class RunFolder:
@@ -67,7 +77,7 @@ class RunFolder:
             run._lock = RunLock(run.path / _LOCK)
             run._check(overwrite, resume)  # again: another process may have been here before the lock
             if overwrite:
-                run._delete_run()
+                delete_owned(run.path, _OWNED)
         except OSError as error:
             run.release()
             raise UserError(f"{path}: {error.strerror}; choose another --out or mend it") from None
@@ -129,14 +139,6 @@ class RunFolder:
         if not (overwrite or resume):
             options = "--resume goes on with it, --overwrite deletes it, --out DIR writes elsewhere"
             raise UserError(f"{self.path}: already holds a run; {options}")
-
-    def _delete_run(self) -> None:
-        for name in _OWNED:
-            owned = self.path / name
-            if owned.is_dir() and not owned.is_symlink():
-                shutil.rmtree(owned)
-            else:
-                owned.unlink(missing_ok=True)
 
     def _write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         text = json.dumps(value, allow_nan=False, indent=2) + "\n"
