@@ -30,7 +30,7 @@ def compare(*recipes: str, **options) -> Path | None:
 def evaluate(run: Path | str, protocol: str = "knn", **options) -> dict:
     """`misplace evaluate RUN --protocol NAME --option value ...`; returns what its last line says.
 
-    options: as pretrain's, as in evaluate(run, "linear", **{"linear.shots": 5}). Raises as compare.
+    options: as pretrain's, as in evaluate(run, "linear", shots="1,5,10"). Raises as compare.
     """
     from .commands.evaluate import evaluate as measure
 

@@ -43,6 +43,8 @@ class Evaluate:
     """Images to measure on."""
     seed: int = 0
     """Of the choice of images and of whatever the protocol draws."""
+    shots: str | None = None
+    """With few labels: so many images of each class, as in 1,5,10; short for --linear.shots and --finetune.shots."""
     device: str | None = None
     """cpu or cuda; none: cuda where there is one."""
     out: Path | None = None
@@ -72,12 +74,15 @@ def evaluate(argv: list[str]) -> dict:
     """The same; returns what the last line says."""
     options = parse(Evaluate, argv, prog="misplace evaluate")
     check(options)
+    own = own_options(options)
     saved = read_encoder(options.run)
     protocol = importlib.import_module(f"misplace.engine.evaluation.protocols.{options.protocol}")
     study = open_study(saved, options)
-    scores = protocol.run(study, getattr(options, options.protocol))
+    if hasattr(protocol, "resolve"):  # what it leaves open depends on the encoder and the images
+        own = protocol.resolve(study, own)
+    scores = protocol.run(study, own)
     print_scores(scores)
-    found = result(scores, study, saved, options)
+    found = result(scores, study, saved, options, own)
     line = json.dumps(found)
     print(line)
     if options.out:
@@ -99,6 +104,19 @@ def check(options: Evaluate) -> None:
             raise UserError(f"--{name} {value}: must be {low} or more, and below 2^32")
     if options.out and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
         raise UserError(f"--out {options.out}: give a file in a folder that exists")
+
+
+def own_options(options: Evaluate) -> object:
+    """The protocol's. UserError for shots that are no numbers, or that the protocol does not have."""
+    own = getattr(options, options.protocol)
+    if options.shots is None:
+        return own
+    if not hasattr(own, "shots"):
+        raise UserError(f"--shots: only linear and finetune have them, not {options.protocol}")
+    try:
+        return dataclasses.replace(own, shots=tuple(int(number) for number in options.shots.split(",")))
+    except ValueError:
+        raise UserError(f"--shots {options.shots}: write numbers as in 1,5,10") from None
 
 
 def open_study(saved: SavedEncoder, options: Evaluate) -> Study:
@@ -135,8 +153,8 @@ def _cell(found: Score) -> str:
     return f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
 
 
-def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Evaluate) -> dict:
-    """The last line: the trained encoder's figures by measure, and a row per score."""
+def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Evaluate, own: object) -> dict:
+    """The last line: the trained encoder's figures by measure, and a row per score. own: the protocol's options."""
     trained = [s for s in scores if s.encoder == study.subjects[0].name]
     line = {
         "protocol": options.protocol,
@@ -145,7 +163,7 @@ def result(scores: list[Score], study: Study, saved: SavedEncoder, options: Eval
         "num_test": len(study.test.indices),
         "seed": options.seed,
         "step": saved.step,
-        "options": dataclasses.asdict(getattr(options, options.protocol)),
+        "options": dataclasses.asdict(own),
         "rows": [dataclasses.asdict(s) for s in scores],
     }
     if options.protocol == "knn":

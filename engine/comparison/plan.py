@@ -81,14 +81,13 @@ class Plan:
     def describe(self) -> list[str]:
         """Lines for a dry run."""
         runs = len(self.variants) * self.seeds
-        order = " ".join(self.variants[s.variant].name for s in self.slices() if s.round == 0)
         shared = self.variants[0].config
         return [
-            f"recipes: {', '.join(v.name for v in self.variants)}",
+            *(f"{'recipes:' if n == 0 else ''} {v.name}".rjust(9 + len(v.name)) for n, v in enumerate(self.variants)),
             f"data {shared.data.source}, model {shared.model.name} at {shared.model.image_size} / "
             f"{shared.model.patch_size}, device {shared.run.device}",
             f"seeds: {self.seeds}; seconds of training for each run: {self.budget:g}",
-            f"slices of {self.slice_seconds:g} s, {self.rounds} rounds: {order}, then each begun one later",
+            f"slices of {self.slice_seconds:g} s, {self.rounds} rounds, each begun by the next recipe",
             f"training: {runs} runs, {format_duration(runs * self.budget)} in all; start-up, saving and evaluation "
             f"({CURVE_POINTS - 1} short k-NN, then k-NN and linear, per run) come on top",
         ]

@@ -19,7 +19,8 @@ def embed(study: Study, subjects: Sequence[Subject], split: Split, kind: str) ->
     """
     made: list[list[Tensor]] = [[] for _ in subjects]
     numbers = []
-    for images, kept in study.batches(split, subjects[0].image_size):
+    name = f"{subjects[0].name if len(subjects) == 1 else 'all encoders'}, {split.source.name}"
+    for images, kept in study.tracked_batches(split, subjects[0].image_size, name):
         for subject, parts in zip(subjects, made):
             parts.append(feature(subject, images.to(study.device), kind))
         numbers.append(kept)

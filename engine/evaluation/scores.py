@@ -13,7 +13,10 @@ Statistic = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of one encoder. low, high: of its 95 % interval over test images; chance: None where there is none."""
+    """One figure of one encoder. low, high: of its 95 % interval over test images; chance: None where there is none.
+
+    deviation: between training sets that were drawn, where the figure is a mean over them.
+    """
 
     encoder: str
     measure: str
@@ -21,6 +24,7 @@ class Score:
     low: float
     high: float
     chance: float | None = None
+    deviation: float | None = None
 
 
 def score(

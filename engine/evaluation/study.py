@@ -64,6 +64,11 @@ class Study:
         """Images uint8 [b, S, S, C] and their numbers int64 [b], as load_batches."""
         return load_batches(split.source, split.indices, image_size)
 
+    def tracked_batches(self, split: Split, image_size: int, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same under a progress bar called `name`."""
+        count = -(-len(split.indices) // IMAGES_AT_ONCE)
+        return self.track(self.batches(split, image_size), name, count)
+
     def labels(self, split: Split, indices: Tensor) -> Tensor:
         """int64 [n] on the device; UserError where an image has none."""
         return labels_of(split.source, indices).to(self.device)
@@ -89,8 +94,7 @@ class Study:
         return Labelled(found["features"].to(self.device), self.labels(split, indices), indices)
 
     def _make_features(self, subject: Subject, split: Split, kind: str) -> dict[str, Tensor]:
-        count = -(-len(split.indices) // IMAGES_AT_ONCE)
-        batches = self.track(self.batches(split, subject.image_size), f"{subject.name}, {split.name}", count)
+        batches = self.tracked_batches(split, subject.image_size, f"{subject.name}, {split.name}")
         made, numbers = encode_batches(lambda images: feature(subject, images.to(self.device), kind), batches)
         return {"features": made, "indices": numbers}
 

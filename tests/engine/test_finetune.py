@@ -15,7 +15,13 @@ from misplace.engine.evaluation import Split, Study, encoder_subject, open_study
 from misplace.engine.evaluation.protocols import finetune
 from misplace.engine.evaluation.protocols.finetune import protocol
 from misplace.engine.evaluation.protocols.finetune.classifier import build_classifier
-from misplace.engine.evaluation.protocols.finetune.options import MAE, SMALL_DATA, Options, settings_for
+from misplace.engine.evaluation.protocols.finetune.options import (
+    MAE,
+    SMALL_DATA,
+    Options,
+    resolve_options,
+    settings_for,
+)
 from misplace.engine.evaluation.protocols.finetune.pace import Pace
 from misplace.engine.evaluation.protocols.finetune.training import Training
 from misplace.engine.models import VisionTransformer, copied_parameters
@@ -175,6 +181,17 @@ def test_settings_are_named_and_can_be_changed():
     assert changed == dataclasses.replace(MAE, epochs=3, mixup=0.0)
 
 
+@pytest.mark.parametrize("options", [Options(), Options(settings="mae", epochs=3), QUICK])
+@pytest.mark.parametrize(("width", "images"), [(192, 5000), (768, 50_000)])
+def test_resolved_options_leave_nothing_open_and_train_the_same(options, width, images):
+    resolved = resolve_options(options, width, images)
+    assert resolved.settings != "auto"
+    assert [name for name, value in vars(resolved).items() if value is None] == [
+        name for name, value in vars(options).items() if value is None and name == "workers"
+    ]
+    assert settings_for(resolved, 64, 10) == settings_for(options, width, images)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -232,4 +249,5 @@ def test_the_command(runs, images, tmp_path, capfd):
         (encoder, f"finetune {shots}-shot") for shots in (1, 2) for encoder in ("trained", "random")
     ]
     assert line["options"]["shots"] == [1, 2] and line["protocol"] == "finetune"
+    assert line["options"]["settings"] == "small_data" and line["options"]["base_lr"] == SMALL_DATA.base_lr
     assert files == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

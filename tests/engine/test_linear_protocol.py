@@ -62,6 +62,15 @@ def test_nothing_to_learn_is_chance(lie):
         assert abs(found.value - 0.25) <= 4 * math.sqrt(0.25 * 0.75 / TEST)
 
 
+def test_the_deviation_is_that_between_draws():
+    said = []
+    everything, few = run(study(Made(tell=False), said=said), Options(shots=(2,), epochs=1, draws=4))
+    assert everything.deviation is None and few.deviation > 0
+    assert f"deviation between draws {few.deviation:.1%}" in said[-1]
+    (_, once) = run(study(Made(tell=False)), Options(shots=(2,), epochs=1, draws=1))
+    assert once.deviation is None
+
+
 def test_every_encoder_is_given_the_same_draws():
     first, again, third = (pixel_subject(8, 4) for _ in range(3))
     scores = run(study(Made(tell=False), (first, again, third)), Options(shots=(1,), epochs=1))

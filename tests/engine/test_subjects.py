@@ -191,7 +191,7 @@ def test_metadata_and_tensors_that_no_export_writes(exported, tmp_path, name, va
 
 def test_evaluate_prints_every_baseline(run, images, capfd, tmp_path):
     arguments = ["--num-train", "30", "--num-test", "12", "--device", "cpu", "--out", str(tmp_path / "result.json")]
-    assert main(["evaluate", str(run), "--protocol", "linear", "--linear.shots", "2", *arguments]) == 0
+    assert main(["evaluate", str(run), "--protocol", "linear", "--shots", "2", *arguments]) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert [(row["encoder"], row["measure"]) for row in result["rows"]] == [
         (encoder, measure) for encoder in ("trained", "random", "pixels") for measure in ("linear", "linear 2-shot")
@@ -209,6 +209,9 @@ def test_evaluate_prints_every_baseline(run, images, capfd, tmp_path):
         (["--linear.learning-rates", "0"], "all above 0"),
         (["--linear.learning-rates", "nan"], "all above 0"),
         (["--linear.shots", "99"], "99 shots: only"),
+        (["--shots", "1,99"], "99 shots: only"),
+        (["--shots", "1,few"], "--shots 1,few: write numbers as in 1,5,10"),
+        (["--shots", "1", "--protocol", "spatial"], "--shots: only linear and finetune have them, not spatial"),
     ],
 )
 def test_bad_options_of_a_protocol(exported_file, images, options, reason, capfd):

@@ -1,5 +1,6 @@
 """Linear classification of frozen features, with all labels or a few of each class."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class Options:
 def run(study: Study, options: Options) -> list[Score]:
     """ "linear" and "linear N-shot" of every encoder; the draws of the latter are the same for all encoders.
 
-    An N-shot interval is over test images, of the mean over draws; how far the draws lie apart is told in a line.
+    An N-shot interval is over test images, of the mean over draws; how far the draws lie apart is its deviation.
     Raises UserError where labels are missing or too few.
     """
     settings = _settings(options)
@@ -50,7 +51,8 @@ def run(study: Study, options: Options) -> list[Score]:
         scores.append(_with_all(study, subject, train, test, settings, chance))
         for shots, draws in drawn.items():
             right = _with_few(study, f"{subject.name}, linear {shots}-shot", train, test, draws)
-            scores.append(score(subject.name, f"linear {shots}-shot", right, chance=chance, seed=study.seed))
+            found = score(subject.name, f"linear {shots}-shot", right.mean(0), chance=chance, seed=study.seed)
+            scores.append(dataclasses.replace(found, deviation=_deviation(right.mean(1))))
     return scores
 
 
@@ -84,7 +86,7 @@ def _draws(labels: Tensor, shots: int, draws: int, seed: int) -> list[Tensor]:
 
 
 def _with_few(study: Study, name: str, train: Labelled, test: Labelled, draws: list[Tensor]) -> Tensor:
-    """fp64 [M]: the share of the draws after which each test image is classified right.
+    """fp64 [draws, M]: 1 where a test image is classified right after a draw.
 
     A few images leave none to choose a learning rate on: logistic regression of a fixed strength, which has one answer.
     """
@@ -92,7 +94,12 @@ def _with_few(study: Study, name: str, train: Labelled, test: Labelled, draws: l
     for rows in study.track(draws, name, len(draws)):
         predicted = logistic_predictions(train.features[rows], train.labels[rows], test.features)
         right.append((predicted == test.labels).double())
+    of_draw = torch.stack(right).mean(1)
     if len(draws) > 1:
-        of_draw = torch.stack(right).mean(1)
-        study.say(f"{name}: {of_draw.mean():.1%}, deviation between draws {of_draw.std():.1%}")
-    return torch.stack(right).mean(0)
+        study.say(f"{name}: {of_draw.mean():.1%}, deviation between draws {_deviation(of_draw):.1%}")
+    return torch.stack(right)
+
+
+def _deviation(values: Tensor) -> float | None:
+    """Standard deviation; none for a single value."""
+    return float(values.std()) if len(values) > 1 else None

@@ -67,7 +67,7 @@ def run(study: Study, options: Options) -> list[Score]:
         write_contact_sheet(Path(options.pictures), list(sources.items()), test.indices[:SHOWN], size)
     seen = {
         name: embed(study, study.subjects, test._replace(source=source), options.feature)
-        for name, source in study.track(sources.items(), "pictures", total=len(sources))
+        for name, source in sources.items()
     }
     lengths = [len(kept) for _, kept in seen.values()]
     scores = []

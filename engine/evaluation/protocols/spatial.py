@@ -128,7 +128,8 @@ def _puzzles(study: Study, subject: Subject, split: Split, grid: int) -> tuple[T
     orders = draw_orders(len(split.indices), grid * grid, _generator(study, split, "jigsaw"))
     row_of = {int(index): row for row, index in enumerate(split.indices)}
     features, numbers, puzzles = [], [], []
-    for images, kept in study.batches(split, cut_size(subject.image_size, grid)):
+    name = f"{subject.name}, {split.name} puzzles"
+    for images, kept in study.tracked_batches(split, cut_size(subject.image_size, grid), name):
         puzzle = shuffle(images, orders[[row_of[int(index)] for index in kept]], grid)
         features.append(tile_features(subject, resize(puzzle, subject.image_size).to(study.device), grid))
         numbers.append(kept)

@@ -112,10 +112,17 @@ LIMITS = {  # name: lowest, highest, in words
 def settings_for(options: Options, width: int, num_images: int) -> Settings:
     """The values to train with; UserError for one that cannot be."""
     _check(options)
-    large = width >= WIDE and num_images >= MANY_IMAGES
-    named = {"mae": MAE, "small_data": SMALL_DATA, "auto": MAE if large else SMALL_DATA}
+    named = {"mae": MAE, "small_data": SMALL_DATA}[_named(options, width, num_images)]
     given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(Settings)}
-    return dataclasses.replace(named[options.settings], **{k: v for k, v in given.items() if v is not None})
+    return dataclasses.replace(named, **{k: v for k, v in given.items() if v is not None})
+
+
+def resolve_options(options: Options, width: int, num_images: int) -> Options:
+    """The options with every value that they leave open; UserError as settings_for."""
+    settings = settings_for(options, width, num_images)
+    open_ones = [name for name, value in vars(options).items() if value is None and hasattr(settings, name)]
+    name = _named(options, width, num_images)
+    return dataclasses.replace(options, settings=name, **{n: getattr(settings, n) for n in open_ones})
 
 
 def describe(settings: Settings) -> str:
@@ -126,6 +133,12 @@ def describe(settings: Settings) -> str:
         f" {s.layer_decay:g}, weight decay {s.weight_decay:g}, drop path {s.drop_path:g}, mixup {s.mixup:g}, CutMix"
         f" {s.cutmix:g}, smoothing {s.smoothing:g}"
     )
+
+
+def _named(options: Options, width: int, num_images: int) -> Literal["mae", "small_data"]:
+    if options.settings != "auto":
+        return options.settings
+    return "mae" if width >= WIDE and num_images >= MANY_IMAGES else "small_data"
 
 
 def _check(options: Options) -> None:

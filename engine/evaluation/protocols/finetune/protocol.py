@@ -17,7 +17,7 @@ from ...shots import draw_shots
 from ...study import IMAGES_AT_ONCE, Study
 from ...subjects import Subject
 from .classifier import Classifier, build_classifier
-from .options import Options, Settings, describe, settings_for
+from .options import Options, Settings, describe, resolve_options, settings_for
 from .pace import Pace
 from .training import Training
 
@@ -34,6 +34,11 @@ class Job(NamedTuple):
     @property
     def steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+
+def resolve(study: Study, options: Options) -> Options:
+    """The options with the values that `run` will use where they leave one open."""
+    return resolve_options(options, study.subjects[0].encoder.width, len(study.train.indices))
 
 
 def run(study: Study, options: Options) -> list[Score]:
