@@ -6,22 +6,25 @@ import numpy as np
 
 from ..report.figure import DARK, LIGHT, Drawing, Theme, figure_uri, new_axes
 
+FEW, LEGEND_COLUMNS, LEGEND_LINE = 6, 4, 0.2  # more curves than that: the legend below, so many inches a line
+STYLES = ("-", "--", ":", "-.")
 AXES = (("seconds", "seconds of training"), ("images", "images"))
 
 
 class Curve(NamedTuple):
-    """metrics: the rows of metrics.jsonl of each seed."""
+    """metrics: the rows of metrics.jsonl of each seed. place: in a grid, (row, column) choose colour and line."""
 
     name: str
     metrics: list[list[dict]]
+    place: tuple[int, int] | None = None
 
 
-def draw_curves(curves: list[Curve]) -> list[Drawing]:
-    """Two drawings; none where no run has been measured on its way."""
+def draw_curves(curves: list[Curve], title: str = "") -> list[Drawing]:
+    """Two drawings; none where no run has been measured on its way. title: of the legend."""
     points = [point for curve in curves for point in on_the_way(curve, "seconds")]
     if not points:
         return []
-    return [_drawing(curves, key, label) for key, label in AXES]
+    return [_drawing(curves, key, label, title) for key, label in AXES]
 
 
 def on_the_way(curve: Curve, key: str) -> list[tuple[float, float, float, float]]:
@@ -35,26 +38,30 @@ def on_the_way(curve: Curve, key: str) -> list[tuple[float, float, float, float]
     return found
 
 
-def _drawing(curves: list[Curve], key: str, label: str) -> Drawing:
-    light, dark = (_draw(curves, key, label, theme) for theme in (LIGHT, DARK))
+def _drawing(curves: list[Curve], key: str, label: str, title: str) -> Drawing:
+    light, dark = (_draw(curves, key, label, title, theme) for theme in (LIGHT, DARK))
     ends = [f"{c.name} {100 * points[-1][1]:.1f} %" for c in curves if (points := on_the_way(c, key))]
     return Drawing(f"k-NN against {label}", f"k-NN against {label}, at the end: {', '.join(ends)}.", light, dark)
 
 
-def _draw(curves: list[Curve], key: str, label: str, theme: Theme) -> str:
-    figure, axes = new_axes(theme)
+def _draw(curves: list[Curve], key: str, label: str, title: str, theme: Theme) -> str:
+    below = -(-len(curves) // LEGEND_COLUMNS) * LEGEND_LINE if len(curves) > FEW else 0.0
+    figure, axes = new_axes(theme, below=below)
     for number, curve in enumerate(curves):
         points = on_the_way(curve, key)
         if not points:
             continue
         where, mean, low, high = (np.array(column) for column in zip(*points))
-        colour = theme.series[number % len(theme.series)]
-        style = ("-", "--", ":", "-.")[number // len(theme.series) % 4]
+        row, column = curve.place or (number, number // len(theme.series))
+        colour, style = theme.series[row % len(theme.series)], STYLES[column % len(STYLES)]
         axes.plot(where, 100 * mean, style, color=colour, linewidth=1.6, marker="o", markersize=3.2, label=curve.name)
         axes.fill_between(where, 100 * low, 100 * high, color=colour, alpha=0.18, linewidth=0)
     axes.set_xlabel(label)
     axes.set_ylabel("k-NN top-1, %")
     axes.set_xlim(left=0)
-    if len(curves) <= 2 * len(theme.series):
-        axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, loc="best")
+    where = (
+        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": LEGEND_COLUMNS} if below else {"loc": "best"}
+    )
+    legend = axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, title=title, title_fontsize=8, **where)
+    legend.get_title().set_color(theme.ink)
     return figure_uri(figure)

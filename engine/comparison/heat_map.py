@@ -3,27 +3,41 @@
 import numpy as np
 
 from ..report.figure import DARK, LIGHT, Drawing, Theme, figure_uri, new_axes
-from .plan import Plan
+from .plan import Plan, Variant
 
 NAMES = {"knn": "k-NN", "linear": "Linear"}
 
 
+def axis_names(plan: Plan) -> list[str]:
+    """Of the options that a grid varies, without their section; none without a grid."""
+    return [name.rpartition(".")[2] for name, _ in plan.variants[0].axes]
+
+
+def axis_values(plan: Plan, axis: int) -> list[str]:
+    """In the order they were given."""
+    return list(dict.fromkeys(variant.axes[axis][1] for variant in plan.variants))
+
+
+def place_of(plan: Plan, variant: Variant) -> tuple[int, int]:
+    """(row, column) in the grid."""
+    row, column = (axis_values(plan, axis).index(variant.axes[axis][1]) for axis in (0, 1))
+    return row, column
+
+
 def grid_of(plan: Plan, summary: list[dict], key: str) -> tuple[list[str], list[str], np.ndarray]:
     """The values of the first and of the second axis, and the accuracies [rows, columns]; NaN where none is known."""
-    (_, _), (_, _) = plan.variants[0].axes
-    rows = list(dict.fromkeys(v.axes[0][1] for v in plan.variants))
-    columns = list(dict.fromkeys(v.axes[1][1] for v in plan.variants))
+    rows, columns = axis_values(plan, 0), axis_values(plan, 1)
     found = {entry["recipe"]: entry.get(key, np.nan) for entry in summary}
     grid = np.full((len(rows), len(columns)), np.nan)
     for variant in plan.variants:
-        grid[rows.index(variant.axes[0][1]), columns.index(variant.axes[1][1])] = found.get(variant.name, np.nan)
+        grid[place_of(plan, variant)] = found.get(variant.name, np.nan)
     return rows, columns, grid
 
 
 def draw_heat_map(plan: Plan, summary: list[dict], key: str) -> Drawing:
     """The accuracies of a grid in both themes."""
     rows, columns, grid = grid_of(plan, summary, key)
-    first, second = (name.rpartition(".")[2] for name, _ in plan.variants[0].axes)
+    first, second = axis_names(plan)
     light, dark = (_draw(rows, columns, 100 * grid, first, second, theme) for theme in (LIGHT, DARK))
     best = np.unravel_index(np.nanargmax(grid), grid.shape)
     title = f"{NAMES[key]} by {first} and {second}"

@@ -1,5 +1,6 @@
 """report.html of a comparison: the table, accuracy against seconds and images, a heat map of a grid."""
 
+import re
 from html import escape
 
 from ..clock import format_duration
@@ -8,7 +9,7 @@ from ..report.document import document
 from ..report.markup import flatten, folded, picture, section, table
 from .curves import Curve, draw_curves
 from .folder import ComparisonFolder
-from .heat_map import draw_heat_map
+from .heat_map import axis_names, draw_heat_map, place_of
 from .plan import Plan, Variant
 from .table import HEADINGS, caption, cells, unequal
 
@@ -80,17 +81,30 @@ def rows_table(rows: list[dict]) -> str:
 
 def _table(headings: tuple[str, ...], lines: list[list[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in headings)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    body = "".join(f"<tr>{''.join(f'<td>{_breakable(cell)}</td>' for cell in line)}</tr>" for line in lines)
     return f'<div class="card wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
+def _breakable(cell: str) -> str:
+    """A recipe's changes may stand on lines of their own."""
+    return re.sub("([:,])(?=[a-z])", r"\1<wbr>", escape(cell))
+
+
 def _curves(folder: ComparisonFolder, plan: Plan) -> str:
-    drawn = draw_curves([Curve(v.name, _metrics(folder, v, plan.seeds)) for v in plan.variants])
+    drawn = draw_curves([_curve(folder, plan, v) for v in plan.variants], " / ".join(axis_names(plan)))
     figures = "".join(f'<figure class="card"><h3>{escape(d.title)}</h3>{picture(d)}</figure>' for d in drawn)
     said = (
         "k-NN on the way, of 2,000 training and 1,000 test images; a line is the mean over seeds, a band their range."
     )
     return section("On the way", said, f'<div class="curves">{figures}</div>') if drawn else ""
+
+
+def _curve(folder: ComparisonFolder, plan: Plan, variant: Variant) -> Curve:
+    """On a grid named by its values, and drawn by its place there."""
+    metrics = _metrics(folder, variant, plan.seeds)
+    if len(variant.axes) != 2:
+        return Curve(variant.name, metrics)
+    return Curve(" / ".join(value for _, value in variant.axes), metrics, place_of(plan, variant))
 
 
 def _metrics(folder: ComparisonFolder, variant: Variant, seeds: int) -> list[list[dict]]:

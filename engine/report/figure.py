@@ -37,11 +37,18 @@ class Drawing(NamedTuple):
     dark: str  # data: URI
 
 
-def new_axes(theme: Theme, width: float = 5.4, height: float = 2.8, right: float = 0.15) -> tuple[Figure, Axes]:
-    """A figure of width x height inches in the theme's colours, its axes, `right` inches beside them."""
+def new_axes(
+    theme: Theme, width: float = 5.4, height: float = 2.8, right: float = 0.15, below: float = 0.0
+) -> tuple[Figure, Axes]:
+    """A figure of width x height inches in the theme's colours, its axes, `right` inches beside them.
+
+    below: inches more under the axes, for a legend.
+    """
+    extra = below + 0.3 if below else 0.0
+    height += extra
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper)
     FigureCanvasAgg(figure)
-    left, bottom, top = 0.6, 0.42, 0.22
+    left, bottom, top = 0.6, 0.42 + extra, 0.22
     inside = (width - left - right) / width, (height - bottom - top) / height
     axes = figure.add_axes((left / width, bottom / height, *inside))
     axes.set_facecolor(theme.paper)

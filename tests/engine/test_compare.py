@@ -17,6 +17,7 @@ from misplace.engine.checkpoint import latest, load
 from misplace.engine.cli import main
 from misplace.engine.comparison import Plan, make_plan
 from misplace.engine.comparison.heat_map import grid_of
+from misplace.engine.comparison.page import _curve, _curves
 from misplace.engine.comparison.plan import Variant, _check_labels
 from misplace.engine.comparison.scoring import Right
 from misplace.engine.comparison.summary import summarise
@@ -211,6 +212,20 @@ def test_a_grid_of_two_options(images, tmp_path, capsys):
     rows, columns, values = grid_of(plan, [{"recipe": "03", "knn": 0.5}, {"recipe": "14", "knn": 0.25}], "knn")
     assert (rows, columns) == (["0", "1"], ["2", "3", "4"])
     assert values[0, 1] == 0.5 and values[1, 2] == 0.25 and np.isnan(values).sum() == 4
+
+
+def test_the_curves_of_a_grid_are_named_and_drawn_by_its_values(tmp_path):
+    points = [(("a.x", a), ("a.y", b)) for a in "01" for b in "2345"]
+    plan = Plan(tuple(Variant(f"{p[0][1]}{p[1][1]}", Config(), p) for p in points), 1, 1.0, 1.0)
+    folder = SimpleNamespace(run=lambda name, seed: tmp_path / name)
+    for number, variant in enumerate(plan.variants):
+        (tmp_path / variant.folder).mkdir()
+        rows = [{"step": s, "seconds": s, "images": 8 * s, "knn": 0.1 * number} for s in (1, 2)]
+        (tmp_path / variant.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = [_curve(folder, plan, variant).place for variant in plan.variants]
+    assert places == [(row, column) for row in range(2) for column in range(4)]
+    said = _curves(folder, plan)
+    assert said.count("<figure") == 2 and "0 / 3 10.0 %" in said and "1 / 5 70.0 %" in said
 
 
 def test_dry_run_leaves_nothing(images, tmp_path, monkeypatch, capsys):
