@@ -59,9 +59,7 @@ def _draw(curves: list[Curve], key: str, label: str, title: str, theme: Theme) -
     axes.set_xlabel(label)
     axes.set_ylabel("k-NN top-1, %")
     axes.set_xlim(left=0)
-    where = (
-        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": LEGEND_COLUMNS} if below else {"loc": "best"}
-    )
-    legend = axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, title=title, title_fontsize=8, **where)
+    place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=LEGEND_COLUMNS) if below else dict(loc="best")
+    legend = axes.legend(frameon=False, fontsize=8, labelcolor=theme.ink, title=title, title_fontsize=8, **place)
     legend.get_title().set_color(theme.ink)
     return figure_uri(figure)
