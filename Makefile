@@ -25,6 +25,7 @@ demo: $(STAMP)
 	$(BIN)/misplace data render
 	$(BIN)/misplace pretrain moco_v3_dilemma --model nano --data poses --budget 4m --out $(DEMO)
 	$(BIN)/misplace evaluate $(DEMO) --protocol knn
+	$(BIN)/misplace evaluate $(DEMO) --protocol linear
 	@echo "Done. Curves, k-NN before and after, and the misplaced tokens: open $(DEMO)/report.html"
 
 test: lint
