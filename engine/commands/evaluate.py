@@ -44,7 +44,7 @@ class Evaluate:
     seed: int = 0
     """Of the choice of images and of whatever the protocol draws."""
     shots: str | None = None
-    """With few labels: so many images of each class, as in 1,5,10; short for --linear.shots and --finetune.shots."""
+    """With few labels: so many images of each class, as in 1,5,10 (linear, finetune)."""
     device: str | None = None
     """cpu or cuda; none: cuda where there is one."""
     out: Path | None = None

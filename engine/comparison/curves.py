@@ -6,7 +6,8 @@ import numpy as np
 
 from ..report.figure import DARK, LIGHT, Drawing, Theme, figure_uri, new_axes
 
-FEW, LEGEND_COLUMNS, LEGEND_LINE = 6, 4, 0.2  # more curves than that: the legend below, so many inches a line
+FEW, LEGEND_COLUMNS = 6, 4  # more curves than that: the legend below
+LEGEND_HEAD, LEGEND_LINE = 0.3, 0.2  # inches
 STYLES = ("-", "--", ":", "-.")
 AXES = (("seconds", "seconds of training"), ("images", "images"))
 
@@ -45,7 +46,8 @@ def _drawing(curves: list[Curve], key: str, label: str, title: str) -> Drawing:
 
 
 def _draw(curves: list[Curve], key: str, label: str, title: str, theme: Theme) -> str:
-    below = -(-len(curves) // LEGEND_COLUMNS) * LEGEND_LINE if len(curves) > FEW else 0.0
+    lines = -(-len(curves) // LEGEND_COLUMNS)
+    below = LEGEND_HEAD + lines * LEGEND_LINE if len(curves) > FEW else 0.0
     figure, axes = new_axes(theme, below=below)
     for number, curve in enumerate(curves):
         points = on_the_way(curve, key)

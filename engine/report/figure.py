@@ -44,11 +44,10 @@ def new_axes(
 
     below: inches more under the axes, for a legend.
     """
-    extra = below + 0.3 if below else 0.0
-    height += extra
+    height += below
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper)
     FigureCanvasAgg(figure)
-    left, bottom, top = 0.6, 0.42 + extra, 0.22
+    left, bottom, top = 0.6, 0.42 + below, 0.22
     inside = (width - left - right) / width, (height - bottom - top) / height
     axes = figure.add_axes((left / width, bottom / height, *inside))
     axes.set_facecolor(theme.paper)

@@ -205,7 +205,7 @@ def test_resolved_options_leave_nothing_open_and_train_the_same(options, width, 
         ({"mixup": -1.0}, "--finetune.mixup -1.0"),
         ({"smoothing": math.nan}, "--finetune.smoothing nan"),
         ({"workers": -1}, "--finetune.workers -1"),
-        ({"shots": (5, 0)}, "--finetune.shots 0: must be 1 or more"),
+        ({"shots": (5, 0)}, "--shots 0: must be 1 or more"),
         ({"shots": (33,)}, "only 32 training images of class 0"),
         ({"base_lr": 1e30}, "lower --finetune.base-lr"),
     ],
@@ -241,7 +241,7 @@ def test_the_command(runs, images, tmp_path, capfd):
     run = pretrain(runs.tiny_config("moco_v3_dilemma", images, tmp_path / "run", steps=2))
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     arguments = ["--protocol", "finetune", "--num-train", "32", "--num-test", "16", "--device", "cpu"]
-    arguments += ["--finetune.shots", "1", "2", "--finetune.batch-size", "4", "--finetune.least-steps", "3"]
+    arguments += ["--shots", "1,2", "--finetune.batch-size", "4", "--finetune.least-steps", "3"]
     arguments += ["--finetune.workers", "1"]
     assert main(["evaluate", str(run), *arguments]) == 0
     line = json.loads(capfd.readouterr().out.strip().splitlines()[-1])

@@ -208,7 +208,6 @@ def test_evaluate_prints_every_baseline(run, images, capfd, tmp_path):
         (["--linear.epochs", "0"], "--linear.epochs 0"),
         (["--linear.learning-rates", "0"], "all above 0"),
         (["--linear.learning-rates", "nan"], "all above 0"),
-        (["--linear.shots", "99"], "99 shots: only"),
         (["--shots", "1,99"], "99 shots: only"),
         (["--shots", "1,few"], "--shots 1,few: write numbers as in 1,5,10"),
         (["--shots", "1", "--protocol", "spatial"], "--shots: only linear and finetune have them, not spatial"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tyro.conf import Suppress
 
 from misplace.engine.errors import UserError
 
@@ -29,8 +30,8 @@ class Options:
     """Of each step."""
     learning_rates: tuple[float, ...] = LinearSettings.learning_rates
     """The grid, of standardised features."""
-    shots: tuple[int, ...] = ()
-    """Also with so many labelled images of each class, as in 1 5 10."""
+    shots: Suppress[tuple[int, ...]] = ()  # --shots
+    """Also with so many labelled images of each class."""
     draws: int = 5
     """Low-shot training sets that are averaged."""
 

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from tyro.conf import Suppress
+
 from misplace.engine.data import AugmentConfig
 from misplace.engine.errors import UserError
 
@@ -66,7 +68,7 @@ class Options:
 
     settings: Literal["auto", "mae", "small_data"] = "auto"
     """mae: as published but for RandAugment; small_data: minutes; auto: mae from width 384 and 50,000 images on."""
-    shots: tuple[int, ...] = ()
+    shots: Suppress[tuple[int, ...]] = ()  # --shots
     """Labelled images per class, a table row for each number; none: all training images."""
     epochs: int | None = None
     """Passes over the training images."""
@@ -150,4 +152,4 @@ def _check(options: Options) -> None:
             raise UserError(f"--finetune.{name.replace('_', '-')} {value}: must be finite")
     for shots in options.shots:
         if shots < 1:
-            raise UserError(f"--finetune.shots {shots}: must be 1 or more")
+            raise UserError(f"--shots {shots}: must be 1 or more")
