@@ -234,3 +234,11 @@ def test_bad_options_are_told_before_anything_is_read(options, reason, capfd):
     assert main(["evaluate", "no such run", *options]) == 2
     told = capfd.readouterr().err
     assert told.count("\n") == 1 and reason in told
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "finetune", "parts", "spatial", "pose", "robustness"])
+def test_a_run_without_checkpoints(run, tmp_path, protocol, capfd):
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    assert main(["evaluate", str(tmp_path), "--protocol", protocol]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1 and f"{tmp_path}: has no checkpoint yet" in told
