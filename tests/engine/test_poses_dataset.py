@@ -57,7 +57,7 @@ def test_source_reads_what_was_rendered(rendered):
         assert annotation.part_centres == tuple(map(tuple, picture.part_centres))
         assert np.array_equal(poses.mask(i), picture.mask)
         stored = np.asarray(Image.open(io.BytesIO(poses.read(i))), dtype=np.float64)
-        assert np.abs(stored - picture.image).mean() < 12
+        assert np.abs(stored - picture.image).mean() < 6
         assert poses.path_of(i).endswith(f"test/{CLASS_NAMES[poses.label(i)]}/{i:06d}.jpg")
 
 

@@ -10,11 +10,11 @@ from .texture import Texture, draw_colour, draw_texture
 _KINDS = ("rectangle", "ellipse", "line", "blob")
 
 
-def draw_gradient(dice: Dice, lightness: float, x: np.ndarray, y: np.ndarray, difficulty: Difficulty) -> np.ndarray:
-    """A fade between two colours near the background's lightness, float32 [3, h, w]."""
-    spread = difficulty.background_fade
-    first = np.array(draw_colour(dice, lightness + dice.around(spread), difficulty), dtype=np.float32)
-    second = np.array(draw_colour(dice, lightness + dice.around(spread), difficulty), dtype=np.float32)
+def draw_gradient(dice: Dice, luma: float, x: np.ndarray, y: np.ndarray, difficulty: Difficulty) -> np.ndarray:
+    """A fade between two hues of this luma, float32 [3, h, w]."""
+    chroma = difficulty.background_chroma
+    first = np.array(draw_colour(dice, luma, chroma), dtype=np.float32)
+    second = np.array(draw_colour(dice, luma, chroma), dtype=np.float32)
     dx, dy = dice.around(1.0), dice.around(1.0)
     length = abs(dx) + abs(dy) + 1e-6
     share = x * (dx / length / x.size) + y * (dy / length / y.size)
@@ -22,13 +22,11 @@ def draw_gradient(dice: Dice, lightness: float, x: np.ndarray, y: np.ndarray, di
     return first[:, None, None] + (second - first)[:, None, None] * (share - low)
 
 
-def draw_clutter(
-    dice: Dice, lightness: float, size: int, difficulty: Difficulty, seed: int
-) -> list[tuple[Shape, Texture]]:
-    """Shapes from the farthest to the nearest. Reads at most 25 numbers a shape."""
+def draw_clutter(dice: Dice, luma: float, size: int, difficulty: Difficulty, seed: int) -> list[tuple[Shape, Texture]]:
+    """Shapes of this luma, from the farthest to the nearest. Reads at most 21 numbers a shape."""
     clutter = []
     for _ in range(dice.integer(*difficulty.clutter_count)):
-        texture = draw_texture(dice, lightness, 0.5, size, difficulty, seed)
+        texture = draw_texture(dice, luma, difficulty.background_chroma, size, difficulty, seed)
         clutter.append((_draw_shape(dice, size, difficulty), texture))
     return clutter
 

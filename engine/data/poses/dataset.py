@@ -79,7 +79,8 @@ def render_dataset(
 def encode(image: np.ndarray, kind: str) -> bytes:
     """JPEG of a picture [H, W, 3] or PNG of a mask [H, W], uint8."""
     buffer = io.BytesIO()
-    options = {"quality": JPEG_QUALITY} if kind == "jpeg" else {"compress_level": 1}
+    # Whole chroma: at half of it the hues smear into each other, and their clipping shows in the luma.
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "jpeg" else {"compress_level": 1}
     Image.fromarray(image).save(buffer, kind, **options)
     return buffer.getvalue()
 

@@ -24,10 +24,14 @@ def draw_figure(dice: Dice, pose: Pose, size: int, difficulty: Difficulty) -> di
     return _place(body, mirror, torso, (dice.uniform(0.0, 1.0), dice.uniform(0.0, 1.0)), size, difficulty)
 
 
-def draw_clothes(dice: Dice, lightness: float, size: int, difficulty: Difficulty, seed: int) -> dict[str, Texture]:
-    """A texture of its own for each part, by name, brighter or darker than the background's lightness."""
-    brighter = difficulty.agreement if dice.chance(0.5) else 1.0 - difficulty.agreement
-    return {name: draw_texture(dice, lightness, brighter, size, difficulty, seed) for name in PART_NAMES}
+def draw_clothes(dice: Dice, size: int, difficulty: Difficulty, seed: int) -> dict[str, Texture]:
+    """A texture and a luma of its own for each part, by name."""
+    return {
+        name: draw_texture(
+            dice, dice.uniform(*difficulty.figure_luma), difficulty.figure_chroma, size, difficulty, seed
+        )
+        for name in PART_NAMES
+    }
 
 
 def _along(start: Point, degrees: float, length: float) -> Point:

@@ -50,15 +50,13 @@ def render_mixed(
 ) -> Rendered:
     """The pose of one picture in the clothes of a second before the background and in the light of a third.
 
-    Each may be of another split; the class is the pose's. The clothes keep the colours of their own picture, so that
-    nothing makes them stand out from the new background. All three the same: the picture itself.
+    Each may be of another split; the class is the pose's. All three the same: the picture itself.
     """
     own, dresser, behind = (
         roll(range(drawn.index, drawn.index + 1), seed=seed, split=drawn.split)[0]
         for drawn in (pose, clothes, background)
     )
-    lightness = dresser["background"].uniform(*difficulty.background_lightness)
-    worn = _dress(dresser["figure"], lightness, size, difficulty, seed)
+    worn = _dress(dresser["figure"], size, difficulty, seed)
     return _render(pose.index % len(POSES), behind | {"pose": own["pose"]}, size, seed, difficulty, worn)
 
 
@@ -67,8 +65,8 @@ class _Worn(NamedTuple):
     shading: float
 
 
-def _dress(dice: Dice, lightness: float, size: int, difficulty: Difficulty, seed: int) -> _Worn:
-    return _Worn(draw_clothes(dice, lightness, size, difficulty, seed), dice.uniform(*difficulty.shading))
+def _dress(dice: Dice, size: int, difficulty: Difficulty, seed: int) -> _Worn:
+    return _Worn(draw_clothes(dice, size, difficulty, seed), dice.uniform(*difficulty.shading))
 
 
 def _render(
@@ -77,12 +75,12 @@ def _render(
     """worn: in place of what the dice would dress the figure in."""
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     x, y = centres[None, :], centres[:, None]
-    lightness = dice["background"].uniform(*difficulty.background_lightness)
-    pixels = draw_gradient(dice["background"], lightness, x, y, difficulty)
-    for shape, texture in draw_clutter(dice["background"], lightness, size, difficulty, seed):
+    luma = dice["background"].uniform(*difficulty.background_luma)
+    pixels = draw_gradient(dice["background"], luma, x, y, difficulty)
+    for shape, texture in draw_clutter(dice["background"], luma, size, difficulty, seed):
         _paint(pixels, x, y, shape, texture, 0.0)
 
-    drawn = _dress(dice["figure"], lightness, size, difficulty, seed)
+    drawn = _dress(dice["figure"], size, difficulty, seed)
     clothes, shading = worn or drawn
     light = _draw_light(dice["figure"], x, y, difficulty)
     figure = draw_figure(dice["pose"], POSES[class_id], size, difficulty)

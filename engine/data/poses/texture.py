@@ -1,6 +1,5 @@
-"""Textures: two colours and a pattern. Figure and clutter draw theirs from the same distribution."""
+"""Textures: two hues of one luma and a pattern. Figure and clutter draw theirs alike; only the luma differs."""
 
-import colorsys
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +11,10 @@ from .difficulty import Difficulty
 
 KINDS = ("plain", "stripes", "dots", "noise", "gradient")
 _NOISE_SIDE = 64  # cells of the noise field; it repeats
+
+LUMA = (0.299, 0.587, 0.114)  # of R, G, B: what JPEG and a grayscale view keep [S: Rec. 601]
+# Two orthogonal unit vectors that LUMA does not see.
+_ISOLUMINANT = ((0.89106266, -0.4538803, 0.0), (0.07739429, 0.15194131, -0.98535474))
 
 Colour = tuple[float, float, float]
 
@@ -27,31 +30,23 @@ class Texture(NamedTuple):
     seed: int  # of the noise field
 
 
-def draw_colour(dice: Dice, lightness: float, difficulty: Difficulty) -> Colour:
-    """Any hue, around the given lightness (the mean of the three channels, before clipping)."""
-    rgb = colorsys.hsv_to_rgb(dice.uniform(0.0, 1.0), 1.0, 1.0)
-    strength, mean = dice.uniform(*difficulty.saturation) * 0.5, sum(rgb) / 3
-    return tuple(min(max(lightness + strength * (channel - mean), 0.0), 1.0) for channel in rgb)
+def draw_colour(dice: Dice, luma: float, chroma: tuple[float, float]) -> Colour:
+    """Any hue, of exactly this luma; chroma: (low, high), 1 the strongest that the hue has at this luma."""
+    turn, strength = dice.uniform(0.0, 2 * math.pi), dice.uniform(*chroma)
+    toward = [math.cos(turn) * u + math.sin(turn) * v for u, v in zip(*_ISOLUMINANT)]
+    room = min(((1.0 - luma) / step if step > 0 else luma / -step) for step in toward if step)
+    return tuple(min(max(luma + strength * room * step, 0.0), 1.0) for step in toward)
 
 
 def draw_texture(
-    dice: Dice, lightness: float, brighter: float, size: int, difficulty: Difficulty, seed: int
+    dice: Dice, luma: float, chroma: tuple[float, float], size: int, difficulty: Difficulty, seed: int
 ) -> Texture:
-    """A texture that stands out from a background of this lightness: brighter with probability `brighter`,
-    as long as there is room on that side. Reads 13 numbers, whatever the kind.
-    """
-    step = dice.uniform(*difficulty.separation)
-    step = step if dice.chance(brighter) else -step
-    lightness += step if 0.0 <= lightness + step <= 1.0 else -step
-    contrast = dice.uniform(*difficulty.texture_contrast)
+    """Two hues of this luma in a pattern. Reads 9 numbers, whatever the kind."""
     kind = KINDS[dice.integer(0, len(KINDS) - 1)]
-    first = draw_colour(dice, lightness + contrast, difficulty)
-    second = draw_colour(dice, lightness - contrast, difficulty)
+    first, second = draw_colour(dice, luma, chroma), draw_colour(dice, luma, chroma)
     angle = dice.uniform(0.0, 2 * math.pi)
     period = dice.uniform(*difficulty.texture_period) * size
     phase = (dice.uniform(0.0, _NOISE_SIDE), dice.uniform(0.0, _NOISE_SIDE))
-    if dice.chance(0.5):
-        first, second = second, first
     return Texture(kind, first, second, math.cos(angle), math.sin(angle), period, phase, seed)
 
 
