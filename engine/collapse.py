@@ -16,6 +16,9 @@ def chance_bce(wrong_rate: float) -> float:
     return -(wrong_rate * math.log(wrong_rate) + right * math.log(right))
 
 
+_LEAVING = 3  # bands from the level before a stay is over, so that a wobble at its border is not told again [O]
+
+
 class _Watch:
     """The last values of a loss term; each stay at the value of having learned nothing is told of once."""
 
@@ -33,7 +36,8 @@ class _Watch:
         if len(self._values) < self.window or step < self.grace:
             return None
         middle = median(self._values)
-        told, self._told = self._told, self._stuck(middle)
+        told, band = self._told, self.band * (_LEAVING if self._told else 1)
+        self._told = self._stuck(middle, band)
         return self._sentence(middle) if self._told and not told else None
 
 
@@ -48,8 +52,8 @@ class CollapseDetector(_Watch):
         super().__init__(**watch)
         self.term, self.signature = term, signature
 
-    def _stuck(self, middle: float) -> bool:
-        return abs(middle - self.signature) <= self.band * self.signature
+    def _stuck(self, middle: float, band: float) -> bool:
+        return abs(middle - self.signature) <= band * self.signature
 
     def _sentence(self, middle: float) -> str:
         return (
@@ -66,8 +70,8 @@ class ChanceDetector(_Watch):
         super().__init__(**watch)
         self.wrong_rate, self.chance = wrong_rate, chance_bce(wrong_rate)
 
-    def _stuck(self, middle: float) -> bool:
-        return 0 < (1 - self.band) * self.chance <= middle
+    def _stuck(self, middle: float, band: float) -> bool:
+        return 0 < (1 - band) * self.chance <= middle
 
     def _sentence(self, middle: float) -> str:
         return (

@@ -64,6 +64,14 @@ def test_a_bce_at_chance_is_named(bce, named):
         assert f"{bce:.4f}" in told[0][1] and "0.5004" in told[0][1] and "wrong rate 0.2" in told[0][1]
 
 
+def test_a_bce_that_wobbles_about_the_border_is_named_once_until_it_has_left():
+    wobble = ([0.4985] * 20 + [0.4970] * 20) * 5
+    detector = ChanceDetector(0.2, window=20, grace=0)
+    assert len(feed(detector, wobble)) == 1
+    assert feed(detector, [0.48] * 40) == []
+    assert len(feed(detector, wobble)) == 1
+
+
 def test_without_wrong_tokens_nothing_is_named():
     assert feed(ChanceDetector(0.0, window=5, grace=0), [0.0] * 20) == []
 
