@@ -87,7 +87,9 @@ def extension():
         define_macros=[("MISPLACE_CUDA_ARCHS", ",".join(archs))] if archs else [],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+    # pip's own folder for objects is gone after each install: kept here, only what changed is compiled again
+    kept = {"build_ext": {"build_temp": str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")}}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}, "options": kept}
 
 
 setup(

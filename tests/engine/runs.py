@@ -8,8 +8,10 @@ from PIL import Image
 
 from misplace.engine.config import Config
 from misplace.engine.frameworks import DinoConfig, MaeConfig, MocoV3Config, SimclrConfig
+from misplace.engine.models import MODEL_SIZES, ModelSize
 from misplace.engine.recipes import recipe
 
+MODEL_SIZES["mini"] = ModelSize(192, 2, 3)  # of nano's width, in a third of its time
 NUM_IMAGES, BATCH = 48, 8
 TINY = {
     "moco_v3": MocoV3Config(hidden_width=64, output_width=32),
@@ -34,15 +36,22 @@ def striped_images(root: Path) -> Path:
 
 
 def tiny_config(
-    name: str, source: str | Path, out: Path, *, pretext: dict | None = None, pipeline: str = "pillow", **run
+    name: str,
+    source: str | Path,
+    out: Path,
+    *,
+    model: str = "mini",
+    pretext: dict | None = None,
+    pipeline: str = "pillow",
+    **run,
 ) -> Config:
-    """The nano recipe at 24 pixels, patches of 6, batches of 8; `run` overrides RunConfig."""
+    """The nano recipe with that model at 24 pixels, patches of 6, batches of 8; `run` overrides RunConfig."""
     base = recipe(name)("nano")
     augment = dataclasses.replace(base.data.augment, local_views=min(2, base.data.augment.local_views), local_size=12)
     run = {"steps": 4, "budget": None, "knn_every": 0.0, "report": False, "precision": "fp32", **run}
     config = dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, image_size=24, patch_size=6),
+        model=dataclasses.replace(base.model, name=model, image_size=24, patch_size=6),
         data=dataclasses.replace(
             base.data, source=str(source), batch_size=BATCH, workers=0, pipeline=pipeline, augment=augment
         ),

@@ -26,7 +26,7 @@ DIGITS = 1e-11
 
 
 def config(runs, name, folder):
-    return runs.tiny_config(name, runs.striped_images(folder / "images"), folder / "run")
+    return runs.tiny_config(name, runs.striped_images(folder / "images"), folder / "run", model="nano")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -58,14 +58,10 @@ def train(config, steps):
 @pytest.mark.parametrize("framework", ["moco_v3", "dino", "simclr", "mae"])
 def test_without_drops_and_wrongs_it_is_the_plain_framework_to_the_bit(runs, images, tmp_path, framework, precision):
     """MAE drops patches by itself, and as many beside DILEMMA."""
-    plain = runs.tiny_config(framework, images, tmp_path, precision=precision)
-    off = runs.tiny_config(
-        f"{framework}_dilemma",
-        images,
-        tmp_path,
-        pretext={"drop_rate": plain.pretext.drop_rate, "wrong_rate": 0.0},
-        precision=precision,
-    )
+    options = {"model": "nano", "precision": precision}
+    plain = runs.tiny_config(framework, images, tmp_path, **options)
+    rates = {"drop_rate": plain.pretext.drop_rate, "wrong_rate": 0.0}
+    off = runs.tiny_config(f"{framework}_dilemma", images, tmp_path, pretext=rates, **options)
     (losses, method), (plain_losses, plain_method) = train(off, 20), train(plain, 20)
     assert losses == plain_losses
     state = plain_method.state_dict()
@@ -116,7 +112,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(runs, images, tmp_path
 
 def test_the_teacher_is_averaged_just_before_the_keys(runs, images, tmp_path):
     """Against the plain order: average with this step's momentum, then loss, then AdamW."""
-    config = runs.tiny_config("moco_v3", images, tmp_path)
+    config = runs.tiny_config("moco_v3", images, tmp_path, model="nano")
     method, optimizer, source = build(config)
     other, _, _ = build(config)
     pairs = list(other.framework.teacher_pairs(other.encoder))
