@@ -87,9 +87,15 @@ def extension():
         define_macros=[("MISPLACE_CUDA_ARCHS", ",".join(archs))] if archs else [],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
     )
-    # pip's own folder for objects is gone after each install: kept here, only what changed is compiled again
-    kept = {"build_ext": {"build_temp": str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")}}
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}, "options": kept}
+
+    class KeepObjects(BuildExtension):
+        """pip's folder for objects is gone after an install: kept here, only what changed is compiled again."""
+
+        def finalize_options(self):
+            super().finalize_options()
+            self.build_temp = str(ROOT / "build" / f"objects-{sys.implementation.cache_tag}")
+
+    return {"ext_modules": [module], "cmdclass": {"build_ext": KeepObjects}}
 
 
 setup(

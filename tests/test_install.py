@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 from pathlib import Path
@@ -76,9 +77,16 @@ def editable(copy, tmp_path_factory) -> Environment:
 
 
 @pytest.fixture(scope="module")
-def wheel(copy, tmp_path_factory) -> Environment:
-    """A wheel, compiled here."""
-    return fresh_environment(tmp_path_factory.mktemp("wheel") / "venv", [str(copy)], os.environ["PATH"])
+def wheel(tmp_path_factory) -> Environment:
+    """A wheel of the checkout, whose objects are compiled where those of its own install are not there or too old."""
+    scratch = tmp_path_factory.mktemp("wheel")
+    (scratch / "setup.cfg").write_text(f"[build]\nbuild_base = {scratch / 'build'}\n")  # its modules: from no older one
+    variables = {**os.environ, "DIST_EXTRA_CONFIG": str(scratch / "setup.cfg")}
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", scratch, CHECKOUT]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = scratch.glob("*.whl")
+    return fresh_environment(scratch / "venv", [str(built)], os.environ["PATH"])
 
 
 def imports_from_anywhere(environment: Environment, where: Path) -> None:
