@@ -21,13 +21,9 @@ DEMO := $(shell out=runs/demo; n=1; while [ -e $$out ]; do n=$$((n+1)); out=runs
 
 .PHONY: demo test lint bench gpu-check
 
-# What `poses` wants: half of the tokens, views that keep the luma and mostly lose the hue, small steps.
-POSES_OPTIONS := --pretext.drop-rate 0.5 --data.batch-size 64 --optim.base-lr 4e-3 --data.augment.grayscale-p 0.75 \
-	--data.augment.brightness 0.05 --data.augment.contrast 0.1 --data.augment.saturation 0.4 --data.augment.hue 0
-
 demo: $(STAMP)
 	$(BIN)/misplace data render
-	$(BIN)/misplace pretrain moco_v3_dilemma --model nano --data poses --budget 4m $(POSES_OPTIONS) --out $(DEMO)
+	$(BIN)/misplace pretrain moco_v3_dilemma --model nano --data poses --budget 4m --out $(DEMO)
 	$(BIN)/misplace evaluate $(DEMO) --protocol knn
 	$(BIN)/misplace evaluate $(DEMO) --protocol linear
 	@echo "Done. Curves, k-NN before and after, and the misplaced tokens: open $(DEMO)/report.html"

@@ -15,11 +15,11 @@ from tyro.conf import arg
 
 from misplace.engine import config as engine_config
 from misplace.engine.commands.parsing import parse
-from misplace.engine.commands.pretrain import named_model
+from misplace.engine.commands.pretrain import recipe_of
 from misplace.engine.cpu_training import keep_freed_memory
 from misplace.engine.errors import UserError
 from misplace.engine.method import DTYPES
-from misplace.engine.recipes import RECIPES, recipe
+from misplace.engine.recipes import RECIPES
 from misplace.engine.resolve import next_run_folder
 from misplace.kernels import Impl
 
@@ -57,12 +57,11 @@ class Config(engine_config.Config):
 
 
 def configure(argv: list[str]) -> Config:
-    """The recipe's configuration for the model named, with the overrides."""
+    """The configuration of the recipe, for the model and data named, with the overrides."""
     if not argv or argv[0].startswith("-"):
         raise UserError(f"misplace profile RECIPE: name a recipe, one of: {', '.join(RECIPES)}")
     name, overrides = argv[0], argv[1:]
-    model = named_model(overrides)
-    base = recipe(name)(model) if model else recipe(name)()
+    base = recipe_of(name, overrides)
     own = {each.name: getattr(base, each.name) for each in dataclasses.fields(base)}
     own["run"] = dataclasses.replace(base.run, steps=STEPS, epochs=None, budget=None)
     config = parse(Config, overrides, prog=f"misplace profile {name}", default=Config(**own)).validate()

@@ -3,32 +3,38 @@
 from ..config import Config
 from ..errors import UserError
 from ..models import MODEL_SIZES
-from ..recipes import RECIPES, recipe
+from ..recipes import RECIPES, for_source, recipe
 from ..trainer import pretrain
 from .parsing import parse
 
 
 def configure(argv: list[str]) -> Config:
-    """The configuration that a command line asks for: the recipe's, for the model named, then the overrides."""
+    """The configuration that a command line asks for: the recipe's, for its model and data, then the overrides."""
     if not argv or argv[0].startswith("-"):
         raise UserError(f"misplace pretrain RECIPE: name a recipe, one of: {', '.join(RECIPES)}")
     name, overrides = argv[0], argv[1:]
-    model = named_model(overrides)
-    default = recipe(name)(model) if model else recipe(name)()
+    default = recipe_of(name, overrides)
     config = parse(Config, _own_length(default, overrides), prog=f"misplace pretrain {name}", default=default)
     return config.validate()
 
 
-def named_model(argv: list[str]) -> str | None:
-    """The value of --model, since a recipe depends on it."""
-    for i, argument in enumerate(argv):
-        option, _, value = argument.partition("=")
-        if option in ("--model", "--model.name"):
-            name = value or (argv[i + 1] if i + 1 < len(argv) else "")
-            if name not in MODEL_SIZES:
-                raise UserError(f"--model {name}: unknown; one of: {', '.join(MODEL_SIZES)}")
-            return name
-    return None
+def recipe_of(name: str, argv: list[str]) -> Config:
+    """The recipe's own settings, which depend on the --model and the --data of `argv`."""
+    model = _last(argv, "--model", "--model.name")
+    if model is not None and model not in MODEL_SIZES:
+        raise UserError(f"--model {model}: unknown; one of: {', '.join(MODEL_SIZES)}")
+    config = recipe(name)() if model is None else recipe(name)(model)
+    return for_source(config, _last(argv, "--data", "--data.source") or config.data.source)
+
+
+def _last(argv: list[str], *options: str) -> str | None:
+    """The value that is given last to one of `options`, which counts where there are several; none: not given."""
+    found = None
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        option, equals, value = argument.partition("=")
+        if option in options:
+            found = value if equals else following
+    return found
 
 
 def _own_length(default: Config, argv: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from .dino import dino, dino_dilemma
 from .mae import mae, mae_dilemma
 from .moco_v3 import moco_v3, moco_v3_dilemma
 from .simclr import simclr, simclr_dilemma
+from .small_data import for_source
 
 RECIPES: dict[str, Callable[[str], Config]] = {
     recipe.__name__: recipe
@@ -22,4 +23,4 @@ def recipe(name: str) -> Callable[[str], Config]:
     return RECIPES[name]
 
 
-__all__ = ["RECIPES", *RECIPES, "recipe"]
+__all__ = ["RECIPES", *RECIPES, "for_source", "recipe"]

@@ -38,6 +38,31 @@ def test_a_recipe_and_its_dilemma_form_differ_in_the_pretext_alone(name):
     assert configure([name]).recipe == name
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_small_settings_suit_poses_at_the_same_learning_rate(name):
+    poses, other = configure([name, "--model", "nano"]), configure([name, "--model", "nano", "--data", "x"])
+    assert configure([name, "--model=nano", "--data=poses:/a/folder"]).data.augment == poses.data.augment
+    assert poses.data.batch_size == 64 and not poses.model.freeze_patch_projection
+    assert poses.optim.base_lr * poses.data.batch_size == other.optim.base_lr * other.data.batch_size
+    gray, rate = poses.data.augment.grayscale_p, poses.pretext.drop_rate
+    if name.startswith("mae"):
+        assert (gray, rate) == (0.0, 0.75)
+    else:
+        assert (gray, rate) == (0.75, 0.5 if name.endswith("_dilemma") else 0.0)
+
+
+def test_published_settings_are_the_same_on_any_data():
+    on = {source: to_plain(configure(["moco_v3_dilemma", "--data", source])) for source in ("poses", "x")}
+    assert first_difference(on["poses"], on["x"]) == "data.source ('poses' and 'x')"
+    on["x"]["data"]["source"] = "poses"
+    assert on["poses"] == on["x"]
+
+
+def test_of_options_given_twice_the_last_one_decides():
+    twice = ["moco_v3_dilemma", "--data", "poses", "--model", "small", "--model", "nano", "--data.source=x"]
+    assert configure(twice) == configure(["moco_v3_dilemma", "--model", "nano", "--data", "x"])
+
+
 def test_overrides_are_strict_and_nested():
     config = configure(
         ["moco_v3_dilemma", "--model=nano", "--pretext.drop-rate", "0.5", "--budget", "5m", "--data", "x"]

@@ -26,7 +26,7 @@ from misplace.engine.data.poses.texture import LUMA, draw_colour
 CHANCE = 1 / len(CLASS_NAMES)
 TRAIN, TEST = 960, 240
 # Of the first twelve training pictures of seed 0; raise VERSION when you change it.
-DIGEST = (2, "2217a77e6d6abcdf89e0295337ca08c9d93de9e06e83b22b01d7aab09d62762c")
+DIGEST = (3, "148213799f59b764c7636971694df3eee7a76b36403cc3aa896955611d534690")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_nothing_but_its_luma_sets_the_figure_apart():
 def test_raw_pixels_are_near_chance(pictures, classes):
     small = [Image.fromarray(p.image).resize((24, 24), Image.Resampling.BOX) for p in pictures]
     features = np.stack([np.asarray(image, dtype=np.float64).ravel() for image in small])
-    assert knn_accuracy(features, classes) < above(2 * CHANCE)
+    assert knn_accuracy(features, classes) < above(CHANCE)
 
 
 def test_colour_histogram_is_at_chance(pictures, classes):

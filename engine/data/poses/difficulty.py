@@ -16,7 +16,7 @@ class Difficulty:
 
     joint_noise: float = 8.0  # each limb's direction, plus or minus
     tilt: float = 5.0  # in-plane rotation of the whole figure, plus or minus
-    torso: tuple[float, float] = (0.16, 0.21)  # length; a figure too large for the frame shrinks to fit
+    torso: tuple[float, float] = (0.13, 0.18)  # length; a figure too large for the frame shrinks to fit
     length_noise: float = 0.12  # limb lengths, plus or minus, relative
     girth: tuple[float, float] = (0.9, 1.2)  # limb thickness, relative
     margin: float = 0.0625  # the middle 7/8, where an evaluation looks, shows the whole figure
