@@ -1,9 +1,9 @@
 """misplace pretrain RECIPE [--data SOURCE] [--budget 10m | --epochs N | --steps N] [--section.key value ...]"""
 
-from ..config import Config
+from ..config import Config, DataConfig, ModelConfig
 from ..errors import UserError
 from ..models import MODEL_SIZES
-from ..recipes import RECIPES, for_source, recipe
+from ..recipes import RECIPES, recipe
 from ..trainer import pretrain
 from .parsing import parse
 
@@ -20,11 +20,10 @@ def configure(argv: list[str]) -> Config:
 
 def recipe_of(name: str, argv: list[str]) -> Config:
     """The recipe's own settings, which depend on the --model and the --data of `argv`."""
-    model = _last(argv, "--model", "--model.name")
-    if model is not None and model not in MODEL_SIZES:
+    model = _last(argv, "--model", "--model.name") or ModelConfig.name
+    if model not in MODEL_SIZES:
         raise UserError(f"--model {model}: unknown; one of: {', '.join(MODEL_SIZES)}")
-    config = recipe(name)() if model is None else recipe(name)(model)
-    return for_source(config, _last(argv, "--data", "--data.source") or config.data.source)
+    return recipe(name)(model, _last(argv, "--data", "--data.source") or DataConfig.source)
 
 
 def _last(argv: list[str], *options: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Recipes: functions from a backbone name to a whole configuration."""
+"""Recipes: functions from the names of a backbone and of the data to a whole configuration."""
 
 from collections.abc import Callable
 
@@ -8,19 +8,18 @@ from .dino import dino, dino_dilemma
 from .mae import mae, mae_dilemma
 from .moco_v3 import moco_v3, moco_v3_dilemma
 from .simclr import simclr, simclr_dilemma
-from .small_data import for_source
 
-RECIPES: dict[str, Callable[[str], Config]] = {
+RECIPES: dict[str, Callable[..., Config]] = {
     recipe.__name__: recipe
     for recipe in (moco_v3, moco_v3_dilemma, dino, dino_dilemma, simclr, simclr_dilemma, mae, mae_dilemma)
 }
 
 
-def recipe(name: str) -> Callable[[str], Config]:
+def recipe(name: str) -> Callable[..., Config]:
     """The recipe of that name; unknown names are a UserError that lists the known ones."""
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}; one of: {', '.join(RECIPES)}")
     return RECIPES[name]
 
 
-__all__ = ["RECIPES", *RECIPES, "for_source", "recipe"]
+__all__ = ["RECIPES", *RECIPES, "recipe"]

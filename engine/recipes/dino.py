@@ -6,16 +6,15 @@ from ..config import Config, DataConfig, ModelConfig, RunConfig
 from ..data.augmentation import AugmentConfig
 from ..frameworks import DinoConfig
 from ..optim import OptimConfig
-from ..pretexts import DilemmaConfig
-from .small_data import small_data
+from .small_data import dilemma, small_data
 
 EPOCHS = 800
 
 
-def dino(model: str = "small") -> Config:
+def dino(model: str = "small", data: str | None = None) -> Config:
     """DINO, 2 global and 8 local crops: published settings [S]; for `nano`, settings for small data and minutes [O]."""
     if model == "nano":
-        return _small_data(model)
+        return _small_data(model, data)
     return Config(
         recipe="dino",
         model=ModelConfig(name=model, init="trunc_normal", learned_position=True, freeze_patch_projection=False),
@@ -35,7 +34,7 @@ def dino(model: str = "small") -> Config:
     )
 
 
-def _small_data(model: str) -> Config:
+def _small_data(model: str, data: str | None) -> Config:
     """[O] BatchNorm in a small head, few prototypes, none of them held, a faster teacher, small batches.
 
     In minutes on Fashion-MNIST the head without BatchNorm sorted all images alike, and with learned positions the
@@ -51,9 +50,9 @@ def _small_data(model: str) -> Config:
         momentum=0.98,
     )
     local = {"local_views": 4, "local_scale": (0.2, 0.5), "local_blur_p": 0.0}
-    return small_data("dino", model, framework, batch_size=64, augment=local)
+    return small_data("dino", model, data, framework, batch_size=64, augment=local)
 
 
-def dino_dilemma(model: str = "small") -> Config:
+def dino_dilemma(model: str = "small", data: str | None = None) -> Config:
     """DINO whose student sees the global crops sparse and misplaced; local crops and teacher are whole. [O]"""
-    return dataclasses.replace(dino(model), recipe="dino_dilemma", pretext=DilemmaConfig())
+    return dataclasses.replace(dino(model, data), recipe="dino_dilemma", pretext=dilemma(model, data))

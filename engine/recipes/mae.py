@@ -15,10 +15,10 @@ DROP_RATE = 0.75  # [S]
 NO_COLOUR = {"jitter_p": 0.0, "grayscale_p": 0.0, "blur_p": (0.0,), "solarize_p": (0.0,)}
 
 
-def mae(model: str = "small") -> Config:
+def mae(model: str = "small", data: str | None = None) -> Config:
     """MAE: published settings [S]; for `nano`, settings for small data and minutes [O]."""
     if model == "nano":
-        return _small_data(model)
+        return _small_data(model, data)
     return Config(
         recipe="mae",
         model=ModelConfig(name=model, init="xavier_whole_qkv", freeze_patch_projection=False),
@@ -30,13 +30,14 @@ def mae(model: str = "small") -> Config:
     )
 
 
-def _small_data(model: str) -> Config:
+def _small_data(model: str, data: str | None) -> Config:
     """[O] A small decoder."""
     framework = MaeConfig(decoder_width=128, decoder_depth=2, decoder_heads=4)
-    config = small_data("mae", model, framework, augment=NO_COLOUR, pretext=NoPretextConfig(drop_rate=DROP_RATE))
+    pretext = NoPretextConfig(drop_rate=DROP_RATE)
+    config = small_data("mae", model, data, framework, augment=NO_COLOUR, pretext=pretext)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, freeze_patch_projection=False))
 
 
-def mae_dilemma(model: str = "small") -> Config:
+def mae_dilemma(model: str = "small", data: str | None = None) -> Config:
     """MAE some of whose tokens enter misplaced; the encoder says which, the decoder puts all at their places. [O]"""
-    return dataclasses.replace(mae(model), recipe="mae_dilemma", pretext=DilemmaConfig(drop_rate=DROP_RATE))
+    return dataclasses.replace(mae(model, data), recipe="mae_dilemma", pretext=DilemmaConfig(drop_rate=DROP_RATE))

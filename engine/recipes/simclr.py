@@ -6,8 +6,7 @@ from ..config import Config, DataConfig, ModelConfig, RunConfig
 from ..data.augmentation import AugmentConfig
 from ..frameworks import SimclrConfig
 from ..optim import OptimConfig
-from ..pretexts import DilemmaConfig
-from .small_data import small_data
+from .small_data import dilemma, small_data
 
 # strength 1 [S]
 AUGMENT = AugmentConfig(
@@ -15,13 +14,13 @@ AUGMENT = AugmentConfig(
 )  # fmt: skip
 
 
-def simclr(model: str = "small") -> Config:
+def simclr(model: str = "small", data: str | None = None) -> Config:
     """SimCLR on dense views: loss, head and augmentation as published [S]; for `nano`, settings for minutes [O].
 
     SimCLR trained ResNets with LARS; a ViT takes MoCo v3's AdamW here [O].
     """
     if model == "nano":
-        return small_data("simclr", model, SimclrConfig())
+        return small_data("simclr", model, data, SimclrConfig())
     return Config(
         recipe="simclr",
         model=ModelConfig(name=model),
@@ -32,6 +31,6 @@ def simclr(model: str = "small") -> Config:
     )
 
 
-def simclr_dilemma(model: str = "small") -> Config:
+def simclr_dilemma(model: str = "small", data: str | None = None) -> Config:
     """SimCLR whose encoder sees both views sparse and misplaced, and says which tokens are misplaced. [O]"""
-    return dataclasses.replace(simclr(model), recipe="simclr_dilemma", pretext=DilemmaConfig())
+    return dataclasses.replace(simclr(model, data), recipe="simclr_dilemma", pretext=dilemma(model, data))

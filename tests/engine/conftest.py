@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from misplace.bench.peers.timm_trunk import import_timm
+from misplace.engine.cli import main
 
 torch.set_num_threads(1)  # small tensors; pytest-xdist uses the cores
 
@@ -101,6 +102,31 @@ def own_feature_cache(monkeypatch, tmp_path_factory):
     """`misplace evaluate` keeps the features of a test in a folder of the test."""
     folder = tmp_path_factory.mktemp("kept") / "features"
     monkeypatch.setattr("misplace.engine.commands.evaluate.default_cache", lambda: folder)
+
+
+@pytest.fixture
+def one_line():
+    """The text of an error that a test caught, which must be a single line."""
+
+    def text_of(error) -> str:
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return text_of
+
+
+@pytest.fixture
+def refused(capfd):
+    """The one line on stderr of a command that must end with exit code 2."""
+
+    def line_of(*arguments) -> str:
+        capfd.readouterr()
+        assert main(list(map(str, arguments))) == 2
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("misplace: "), lines
+        return lines[0]
+
+    return line_of
 
 
 @pytest.fixture

@@ -28,15 +28,6 @@ def tiny(recipe, source, out, *more):
     return main(["pretrain", recipe, *TINY, "--data", str(source), "--out", str(out), *more])
 
 
-def refused(capfd, *arguments) -> str:
-    """The one line on stderr of a command that ends with exit code 2."""
-    capfd.readouterr()
-    assert main(list(map(str, arguments))) == 2
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("misplace: "), lines
-    return lines[0]
-
-
 @pytest.mark.parametrize("command", ["", "pretrain", "evaluate", "export", "data", "doctor"])
 def test_every_command_has_help(command, capsys):
     try:
@@ -46,14 +37,14 @@ def test_every_command_has_help(command, capsys):
     assert "misplace" in capsys.readouterr().out
 
 
-def test_bad_input_is_one_line_and_exit_code_2(images, tmp_path, capfd):
+def test_bad_input_is_one_line_and_exit_code_2(images, tmp_path, refused):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("no image")
     out = tmp_path / "run"
 
     def pretrain(recipe="moco_v3_dilemma", source=images, out=out, *more):
-        return refused(capfd, "pretrain", recipe, "--data", source, "--out", out, "--device", "cpu", *more)
+        return refused("pretrain", recipe, "--data", source, "--out", out, "--device", "cpu", *more)
 
     small = ("--model", "nano", "--data.batch-size", "8")
     assert "gone" in pretrain("moco_v3", tmp_path / "gone")
@@ -65,25 +56,25 @@ def test_bad_input_is_one_line_and_exit_code_2(images, tmp_path, capfd):
     assert "drop-rate 1.0" in pretrain("moco_v3_dilemma", images, out, "--pretext.drop-rate", "1.0")
     assert "wrong-rate 1.5" in pretrain("moco_v3_dilemma", images, out, "--pretext.wrong-rate", "1.5")
     assert "do not fill a batch" in pretrain("moco_v3", images, out, "--model", "nano")
-    assert "unknown command 'train'" in refused(capfd, "train")
+    assert "unknown command 'train'" in refused("train")
     assert "no CUDA device" in pretrain("moco_v3", images, out, "--device", "cuda") or torch.cuda.is_available()
     assert not out.exists()
 
 
-def test_run_folders_and_checkpoints_are_guarded(images, tmp_path, capfd):
+def test_run_folders_and_checkpoints_are_guarded(images, tmp_path, refused):
     run = tmp_path / "run"
     assert tiny("moco_v3_dilemma", images, run) == 0
-    assert "already holds a run" in refused(capfd, "pretrain", "moco_v3_dilemma", *TINY, "--data", images, "--out", run)
+    assert "already holds a run" in refused("pretrain", "moco_v3_dilemma", *TINY, "--data", images, "--out", run)
     tensors = latest(run / "checkpoints") / "tensors.safetensors"
     whole = tensors.read_bytes()
     flipped = bytearray(whole)
     flipped[-5] ^= 8
     for damaged in (bytes(flipped), whole[:1000]):
         tensors.write_bytes(damaged)
-        assert "tensors.safetensors" in refused(capfd, "evaluate", run)
-        assert "tensors.safetensors" in refused(capfd, "export", run, tmp_path / "x.safetensors")
+        assert "tensors.safetensors" in refused("evaluate", run)
+        assert "tensors.safetensors" in refused("export", run, tmp_path / "x.safetensors")
     tensors.write_bytes(whole)
-    assert "no config.json" in refused(capfd, "evaluate", tmp_path)
+    assert "no config.json" in refused("evaluate", tmp_path)
 
 
 def test_pretrain_evaluate_export(images, tmp_path, capfd, timm):
@@ -168,7 +159,7 @@ def forty_bad(make_image, bad_files, tmp_path):
 
 
 @pytest.mark.parametrize("pipeline", ["dali", "pillow"])
-def test_forty_bad_files_of_eight_kinds(forty_bad, bad_files, tmp_path, capfd, pipeline):
+def test_forty_bad_files_of_eight_kinds(forty_bad, bad_files, tmp_path, pipeline, refused):
     """All are named in one epoch and verified ahead, none is fatal below the threshold, one line above it."""
     if pipeline == "dali":
         pytest.importorskip("nvidia.dali", reason="DALI is not installed")
@@ -180,7 +171,7 @@ def test_forty_bad_files_of_eight_kinds(forty_bad, bad_files, tmp_path, capfd, p
     )
     assert all(line["reason"].startswith(bad_files[line["path"].rpartition("-")[2]][1]) for line in named)
     line = refused(
-        capfd, "pretrain", "moco_v3", *TINY, *options, "--data", forty_bad, "--out", tmp_path / "other",
+        "pretrain", "moco_v3", *TINY, *options, "--data", forty_bad, "--out", tmp_path / "other",
         "--data.max-bad-share", "0.01",
     )  # fmt: skip
     assert "of 2000 images cannot be read" in line and "max-bad-share" in line
@@ -192,12 +183,12 @@ def test_data_verify_names_bad_files(one_percent_bad, capfd):
     assert "300 images, 3 bad" in out and "empty.jpg: the file is empty" in out
 
 
-def test_data_render_is_a_source(tmp_path, capfd):
+def test_data_render_is_a_source(tmp_path, capfd, refused):
     root = tmp_path / "poses"
     assert main(["data", "render", str(root), "--train", "24", "--test", "12", "--workers", "1"]) == 0
     assert main(["data", "verify", f"poses:{root}"]) == 0
     assert "36 images, 0 bad" in capfd.readouterr().out
-    assert "needs a folder of its own" in refused(capfd, "data", "render", "--train", "5")
+    assert "needs a folder of its own" in refused("data", "render", "--train", "5")
 
 
 def test_the_python_function_is_the_command(images, tmp_path):

@@ -4,10 +4,8 @@ import gc
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -51,11 +49,6 @@ def write_tar(file: Path, members: dict[str, bytes], **options) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return file
-
-
-def one_line(error) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +206,7 @@ def test_specs(shards, photo_folder, tmp_path):
     assert len(open_source(str(photo_folder))) == 24  # a folder of images, whatever else lies there
 
 
-def test_each_mistake_in_a_spec_is_one_line(shards, tmp_path):
+def test_each_mistake_in_a_spec_is_one_line(shards, tmp_path, one_line):
     count = len(list(shards.glob("*.tar")))
     (tmp_path / "empty.tar").mkdir()
     for spec, says in (
@@ -236,7 +229,7 @@ def test_each_mistake_in_a_spec_is_one_line(shards, tmp_path):
     assert f"{shards}/0001.tar is missing" in one_line(error)
 
 
-def test_splits_of_foreign_shards(tmp_path, make_image):
+def test_splits_of_foreign_shards(tmp_path, make_image, one_line):
     for split, labels in (("train", (0, 1, 2)), ("val", (1, 1))):
         (tmp_path / split).mkdir()
         members = {}
@@ -367,105 +360,6 @@ def test_an_index_of_a_million_images_is_a_few_arrays():
         assert tracemalloc.get_traced_memory()[1] < 150 * 100_000
     finally:
         tracemalloc.stop()
-
-
-def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_an_interrupted_write_leaves_nothing(photo_folder, tmp_path):
-    def interrupt(done, total):
-        assert total == 24
-        if done == 10:
-            raise KeyboardInterrupt
-
-    source, place = open_source(str(photo_folder)), tmp_path / "place"
-    with pytest.raises(KeyboardInterrupt):
-        write_shards([source], place / "out", shard_bytes=9_000, progress=interrupt)
-    assert leftovers(place) == []
-    calls = []
-    write_shards([source], place / "out", shard_bytes=9_000, progress=lambda *call: calls.append(call))
-    assert leftovers(place) == ["out"] and calls[-1] == (24, 24) and len(calls) == 24
-
-
-def killed_write(source, out, at):
-    def kill(done, _):
-        if done == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    write_shards([source], out, shard_bytes=9_000, progress=kill)
-
-
-@pytest.mark.parametrize("at", [1, 13, 24])
-def test_a_killed_write_leaves_nothing_that_reads_as_complete(photo_folder, tmp_path, at):
-    source, place = open_source(str(photo_folder)), tmp_path / "place"
-    process = multiprocessing.get_context("fork").Process(target=killed_write, args=(source, place / "out", at))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    assert [name.partition("unfinished-")[0] for name in leftovers(place)] == [".out."]
-    with pytest.raises(UserError, match="does not exist"):
-        open_source(str(place / "out"))
-    assert len(open_source(str(write_shards([source], place / "out")))) == 24
-
-
-def test_a_write_that_fails_is_one_line_and_leaves_nothing(photo_folder, tmp_path, monkeypatch):
-    place = tmp_path / "place"
-    source = open_source(str(photo_folder))
-    (photo_folder / "dog" / "05.jpg").unlink()
-    with pytest.raises(UserError) as error:
-        write_shards([source], place / "out")
-    assert "dog/05.jpg cannot be read" in one_line(error) and "data verify" in one_line(error)
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(UserError) as error:
-            write_shards([open_source(str(photo_folder))], place / "out")
-    assert "out cannot be written: No space left on device" in one_line(error)
-    assert leftovers(place) == []
-
-
-def test_where_shards_are_not_written(photo_folder, tmp_path):
-    source = open_source(str(photo_folder))
-    (tmp_path / "file").write_bytes(b"")
-    for out, says in (
-        (photo_folder, "is not empty"),
-        (tmp_path / "file", "is a file"),
-        (tmp_path / "file" / "out", "cannot be written"),
-        (Path("/proc"), "is not empty"),
-    ):
-        with pytest.raises(UserError) as error:
-            write_shards([source], out)
-        assert says in one_line(error)
-    with pytest.raises(UserError, match="ask for more"):
-        write_shards([source], tmp_path / "out", shard_bytes=0)
-    (tmp_path / "ready").mkdir()
-    assert len(open_source(str(write_shards([source], tmp_path / "ready")))) == 24
-
-
-def refused(capfd, *arguments) -> str:
-    capfd.readouterr()
-    assert main(list(map(str, arguments))) == 2
-    lines = capfd.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("misplace: "), lines
-    return lines[0]
-
-
-def test_the_command(corrupt_folder, bad_files, tmp_path, capfd):
-    out = tmp_path / "shards"
-    assert main(["data", "shard", str(corrupt_folder), str(out), "--shard-size-mb", "1"]) == 0
-    assert f"32 images: {out}" in capfd.readouterr().out
-    assert main(["data", "verify", str(out)]) == 1
-    text = capfd.readouterr().out
-    assert f"32 images, {len(bad_files)} bad" in text and "0000.tar:00000000.jpg: the file is empty" in text
-    assert "is not empty" in refused(capfd, "data", "shard", corrupt_folder, out)
-    assert "does not exist" in refused(capfd, "data", "shard", tmp_path / "gone", tmp_path / "x")
-    assert "--shard-size-mb 0" in refused(capfd, "data", "shard", corrupt_folder, tmp_path / "x", "--shard-size-mb", 0)
-    assert "OUT" in refused(capfd, "data", "shard", corrupt_folder)
-    assert "'pack' is not one of render, verify, shard" in refused(capfd, "data", "pack")
 
 
 def test_the_command_writes_every_split(poses, tmp_path, capfd):

@@ -24,12 +24,6 @@ def names(source) -> list[str]:
     return [os.path.relpath(source.path_of(i), source.root) for i in range(len(source))]
 
 
-def one_line(error) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
 def test_subfolders_are_classes(photo_folder):
     source = open_source(str(photo_folder))
     assert source.class_names == ("cat", "dog")
@@ -99,7 +93,7 @@ def test_packed_names():
 
 
 @pytest.mark.parametrize("test_name", ["val", "test"])
-def test_splits(photo_folder, test_name):
+def test_splits(photo_folder, test_name, one_line):
     root = photo_folder.parent / "root"
     root.mkdir()
     photo_folder.rename(root / "train")
@@ -125,7 +119,7 @@ def test_a_folder_without_splits(photo_folder):
         open_source(str(photo_folder), split="validation")
 
 
-def test_each_mistake_is_one_line(tmp_path, monkeypatch):
+def test_each_mistake_is_one_line(tmp_path, monkeypatch, one_line):
     (tmp_path / "empty").mkdir()
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "a.txt").write_text("a")
@@ -171,7 +165,7 @@ def test_idx_files_of_any_folder(idx_folder):
     assert train.path_of(4).endswith("[4]")
 
 
-def test_damaged_idx_files(idx_folder):
+def test_damaged_idx_files(idx_folder, one_line):
     images = next(idx_folder.glob("train-images*"))
     labels = next(idx_folder.glob("train-labels*"))
     whole = images.read_bytes()
@@ -198,7 +192,7 @@ def test_a_header_that_claims_too_much(tmp_path):
         open_source(f"fashion-mnist:{tmp_path}")
 
 
-def test_missing_fashion_mnist_names_the_package(tmp_path):
+def test_missing_fashion_mnist_names_the_package(tmp_path, one_line):
     with pytest.raises(UserError) as error:
         open_source(f"fashion-mnist:{tmp_path}")
     assert "apt install dataset-fashion-mnist" in one_line(error)
